@@ -5,8 +5,8 @@ SHELL := /bin/bash
 IMAGE ?= cloud_base
 ARGS ?=
 
-# The checkout's own tools first, whatever the caller's shell has on PATH.
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# The checkout's own tools first, whatever the caller's shell has on PATH; last the folders of mke2fs and its kin.
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 # Named, because Ansible ignores an ansible.cfg that it finds in a folder others may write to.
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Ansible wants UTF-8; a fresh container has no locale set.
