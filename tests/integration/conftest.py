@@ -91,7 +91,9 @@ def run_module(ansible_env: dict[str, str]) -> RunModule:
     ) -> dict[str, Any]:
         command = [ansible, "localhost", "-i", "localhost,", "-c", "local"]
         command += ["-e", f"ansible_python_interpreter={sys.executable}"]
-        command += ["-m", name if "." in name else f"goldsmith.images.{name}", "-a", json.dumps(params)]
+        command += ["-m", name if "." in name else f"goldsmith.images.{name}"]
+        if params:  # an empty object would be taken for free-form text
+            command += ["-a", json.dumps(params)]
         command += ["--check"] * _check + ["--diff"] * _diff
         done = subprocess.run(
             command,
