@@ -1,0 +1,177 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: may change at any time, not for use by other collections.
+"""The image definition: its schema, its defaults, and the words in which a mistake in it is reported."""
+
+from __future__ import annotations
+
+import difflib
+import typing as t
+from copy import deepcopy
+
+try:
+    import jsonschema
+
+    JSONSCHEMA_FOUND = True
+except ImportError:
+    JSONSCHEMA_FOUND = False
+
+NAME = {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"}
+SIZE = {"type": "string", "pattern": "^[1-9][0-9]*[MGT]$"}
+NEVER: dict[str, t.Any] = {"not": {}}
+PACKAGE = {"type": "string", "pattern": "^[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?$"}
+
+BASE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["method"],
+    "properties": {
+        "method": {"enum": ["bootstrap", "download"]},
+        "distribution": {"enum": ["debian"]},
+        "release": {"enum": ["bookworm", "trixie"]},
+        "packages": {"type": "array", "items": PACKAGE, "uniqueItems": True},
+        "mirror": {"type": "string", "pattern": "^(https?|file)://"},
+        "url": {"type": "string", "pattern": "^(https?|file)://"},
+        "checksum": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"},
+        "checksum_url": {"type": "string", "pattern": "^(https?|file)://"},
+        "checksum_keyring": {"type": "string"},
+    },
+    "allOf": [
+        {
+            "if": {"properties": {"method": {"const": "bootstrap"}}},
+            "then": {
+                "required": ["distribution", "release"],
+                "properties": dict.fromkeys(["url", "checksum", "checksum_url", "checksum_keyring"], NEVER),
+            },
+            "else": {
+                "required": ["url"],
+                "properties": {"mirror": NEVER, "packages": {"maxItems": 0}},
+                "anyOf": [{"required": ["checksum"]}, {"required": ["checksum_url", "checksum_keyring"]}],
+            },
+        }
+    ],
+}
+
+SCHEMA: dict[str, t.Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "base"],
+    "properties": {
+        "name": NAME,
+        "description": {"type": "string"},
+        "base": BASE,
+        "builder": {"enum": ["qemu"]},
+        "build_method": {"enum": ["auto", "vm"]},
+        "disk_size": SIZE,
+        "cpus": {"type": "integer", "minimum": 1, "maximum": 64},
+        "memory": {"type": "integer", "minimum": 512, "description": "MiB"},
+        "roles": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+        "vars": {"type": "object"},
+        "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "minItems": 1},
+        "budgets": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"size": {"type": "string", "pattern": "^[1-9][0-9]*(MB|GB)$"}},
+        },
+    },
+}
+
+
+class DefinitionError(Exception):
+    """A definition that cannot be used; the text names the file, the key and what is allowed."""
+
+
+def load_definition(
+    data: t.Any,
+    defaults: dict[str, t.Any],
+    *,
+    source: str,
+    known_roles: t.Sequence[str] = (),
+    known_checks: t.Sequence[str] = (),
+) -> dict[str, t.Any]:
+    """Return *data* validated and completed from *defaults* (one level of nesting is merged).
+
+    *source* is the file's name, for messages. A role with a dot is a role of another collection and one with a slash
+    is a path; both are left to Ansible to find.
+    """
+    if not JSONSCHEMA_FOUND:
+        raise DefinitionError("The Python library jsonschema is needed on the controller: pip install jsonschema")
+    if not isinstance(data, dict):
+        raise DefinitionError(f"{source}: an image definition is a mapping of keys, this is {_kind(data)}.")
+    problems = _schema_problems(data)
+    problems += _unknown_names("roles", data, [name for name in known_roles if name != "cleanup"])
+    problems += _unknown_names("checks", data, known_checks)
+    if "cleanup" in _names("roles", data):
+        problems.append("roles: 'cleanup' is always applied last and must not be listed")
+    if problems:
+        raise DefinitionError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems)))
+    return _merged(defaults, data)
+
+
+def _merged(defaults: dict[str, t.Any], data: dict[str, t.Any]) -> dict[str, t.Any]:
+    result = deepcopy(defaults)
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = {**result[key], **deepcopy(value)}
+        else:
+            result[key] = deepcopy(value)
+    return result
+
+
+def _schema_problems(data: dict[str, t.Any]) -> list[str]:
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    errors = sorted(validator.iter_errors(data), key=lambda error: [str(part) for part in error.absolute_path])
+    return [message for error in errors for message in _messages(error)]
+
+
+def _messages(error: t.Any) -> list[str]:
+    """Say one schema error as a user would: key, what is there, what may be there."""
+    key = _path(error.absolute_path)
+    where = f"{key}: " if key else ""
+    if error.validator == "additionalProperties":
+        allowed = sorted(error.schema["properties"])
+        unknown = sorted(set(error.instance) - set(allowed), key=str)
+        parent = error.absolute_path
+        return [f"unknown key '{_path([*parent, name])}'{_allowed(name, allowed)}" for name in unknown]
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return [f"{where}missing key '{name}'" for name in missing]
+    if error.validator == "anyOf":
+        return [f"{where}needs 'checksum', or 'checksum_url' together with 'checksum_keyring'"]
+    if error.validator == "enum":
+        return [f"{where}{error.instance!r} is not possible{_allowed(error.instance, error.validator_value)}"]
+    if error.validator == "type":
+        return [f"{where}expected {error.validator_value}, found {_kind(error.instance)} ({error.instance!r})"]
+    if error.validator == "not":
+        return [f"'{key}' cannot be used with this base.method"]
+    if error.validator == "pattern":
+        return [f"{where}{error.instance!r} does not have the form {error.validator_value}"]
+    return [f"{where}{error.message}"]
+
+
+def _names(key: str, data: dict[str, t.Any]) -> list[str]:
+    names = data.get(key, [])
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _unknown_names(key: str, data: dict[str, t.Any], known: t.Sequence[str]) -> list[str]:
+    own = [name for name in _names(key, data) if "." not in name and "/" not in name and name != "cleanup"]
+    return [f"{key}: unknown {key[:-1]} '{name}'{_allowed(name, known)}" for name in own if known and name not in known]
+
+
+def _allowed(word: t.Any, allowed: t.Iterable[t.Any]) -> str:
+    names = [str(name) for name in allowed]
+    close = difflib.get_close_matches(str(word), names, n=1)
+    return (f"; did you mean '{close[0]}'?" if close else "") + f" Allowed: {', '.join(names)}"
+
+
+def _path(parts: t.Iterable[t.Any]) -> str:
+    return ".".join(str(part) for part in parts)
+
+
+def _kind(value: t.Any) -> str:
+    kinds = {"dict": "object", "list": "array", "str": "string", "bool": "boolean", "int": "integer", "float": "number"}
+    return kinds.get(type(value).__name__, "nothing" if value is None else type(value).__name__)

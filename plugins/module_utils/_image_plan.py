@@ -1,0 +1,175 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: may change at any time, not for use by other collections.
+"""Everything about a build that depends on the outside, decided once and before anything is built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEMA = 1
+GIB = 1024**3
+# Generous shares of what the default image takes (measured: base disk 1.1 GiB, build 1.6 GiB, both overlays 0.5 GiB).
+CACHE_SPACE = 6 * GIB
+OUTPUT_SPACE = 2 * GIB
+HOST_MEMORY = 512  # MiB left to the host beside the guests
+
+# program -> Debian package
+PROGRAMS = {
+    "packer": "packer",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "xorriso": "xorriso",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "ansible-playbook": "",
+}
+BOOTSTRAP_PROGRAMS = {"mmdebstrap": "mmdebstrap", "mkfs.vfat": "dosfstools", "mcopy": "mtools", "mke2fs": "e2fsprogs"}
+
+
+class PlanError(Exception):
+    """The image cannot be built here; every line of the text is one reason."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """How the guests run, and why."""
+
+    name: str  # kvm or tcg
+    cpu_model: str
+    reason: str
+
+
+def missing_programs(programs: t.Mapping[str, str], path: str) -> list[str]:
+    """Return one line for each program of *programs* that is not on *path*, with the apt line that brings it."""
+    missing = {name: package for name, package in programs.items() if shutil.which(name, path=path) is None}
+    packages = sorted({package for package in missing.values() if package})
+    lines = [f"{name} is not installed or not on PATH." for name in missing]
+    if packages:
+        lines.append(f"Install with: apt-get install {' '.join(packages)}")
+    return lines
+
+
+def choose_accelerator(wanted: str, kvm: t.Mapping[str, t.Any], qemu_version: tuple[int, ...]) -> Accelerator:
+    """Decide between KVM and software emulation.
+
+    *wanted* is auto, kvm or tcg; *kvm* what kvm_check returned. PlanError when KVM is demanded and does not work.
+    """
+    if wanted == "kvm" and not kvm.get("usable"):
+        reason = kvm.get("hint") or kvm.get("reason")
+        raise PlanError(f"accelerator=kvm was asked for, but KVM cannot be used: {reason}")
+    if wanted == "kvm" or (wanted == "auto" and kvm.get("accelerated")):
+        return Accelerator("kvm", "host", "asked for" if wanted == "kvm" else "KVM with hardware support")
+    # QEMU 7.2's emulation of newer CPUs panics Linux 6.12 (double fault around cmpxchg16b).
+    cpu_model = "max" if qemu_version >= (8,) else "qemu64"
+    if wanted == "tcg":
+        reason = "asked for"
+    elif kvm.get("usable"):
+        reason = f"/dev/kvm is there but emulates in software ({kvm.get('backend', 'unknown backend')})"
+    else:
+        reason = f"no KVM ({kvm.get('reason', 'unknown')})"
+    return Accelerator("tcg", cpu_model, reason)
+
+
+def space_problems(folders: t.Mapping[str, tuple[Path, int]]) -> list[str]:
+    """Return one line for each folder that cannot be written to or has too little room.
+
+    *folders* maps what the folder is for to (folder, needed bytes); needs on one file system add up.
+    """
+    problems: list[str] = []
+    needed: dict[int, int] = {}
+    free: dict[int, tuple[int, str]] = {}
+    for purpose, (folder, size) in folders.items():
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            problems.append(f"The {purpose} {folder} is not writable for {_user()} (checked {existing}).")
+            continue
+        device = existing.stat().st_dev
+        needed[device] = needed.get(device, 0) + size
+        free[device] = (shutil.disk_usage(existing).free, str(existing))
+    for device, size in needed.items():
+        available, where = free[device]
+        if available < size:
+            sizes = f"{size / GIB:.1f} GiB needed, {available / GIB:.1f} found"
+            problems.append(f"Too little disk space in {where}: {sizes}.")
+    return problems
+
+
+def memory_problems(guest_memory: int, guests: int, meminfo: str) -> list[str]:
+    """Return a line when /proc/meminfo says that *guests* guests of *guest_memory* MiB do not fit."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
+    available = int(match[1]) // 1024 if match else 0
+    needed = guest_memory * guests + HOST_MEMORY
+    if not match or available >= needed:
+        return []
+    return [f"Too little memory: {needed} MiB needed ({guests} guests of {guest_memory}), {available} MiB available."]
+
+
+def tree_digest(folder: Path) -> str:
+    """Return one sha256 over the names and contents of all files below *folder*, independent of order and dates."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_mode & 0o111:o}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def value_digest(value: t.Any) -> str:
+    """Return the sha256 of *value* as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of the file *path*."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def image_inputs(
+    definition: t.Mapping[str, t.Any], collection: Path, outside: t.Mapping[str, str], archive: t.Sequence[str]
+) -> dict[str, str]:
+    """Return all that makes the image what it is, as flat name -> digest or value: the fingerprint's pre-image."""
+    inputs = {f"definition {key}": value_digest(value) for key, value in definition.items() if key != "description"}
+    for role in [*definition["roles"], "cleanup", "base_disk", "packer", "verify_image"]:
+        folder = collection / "roles" / role.rpartition(".")[2] if "/" not in role else Path(role)
+        inputs[f"role {role}"] = tree_digest(folder) if folder.is_dir() else "not part of this collection"
+    inputs["collection plugins"] = tree_digest(collection / "plugins")
+    inputs["playbook provision.yml"] = file_digest(collection / "playbooks" / "provision.yml")
+    inputs.update(outside)
+    inputs.update({f"archive {url}": digest for url, digest in (line.rsplit(" ", 1) for line in archive)})
+    return inputs
+
+
+def why_build(inputs: t.Mapping[str, str], image: Path, manifest: Path) -> list[str]:
+    """Return the reasons why the image has to be built; empty when the finished one is what would be built."""
+    try:
+        last = json.loads(manifest.read_text(encoding="utf-8"))
+        last_inputs, digest, passed = last["inputs"], last["image"]["sha256"], last["verification"]["passed"]
+    except FileNotFoundError:
+        return ["there is no finished image yet"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [f"{manifest} cannot be read"]
+    if last.get("schema") != SCHEMA:
+        return ["the last build is of another version of goldsmith.images"]
+    changed = sorted(name for name in {*inputs, *last_inputs} if inputs.get(name) != last_inputs.get(name))
+    reasons = [f"changed: {name}" for name in changed]
+    if not passed:
+        reasons.append("the last image did not pass its verification")
+    if not image.is_file():
+        reasons.append(f"{image} is gone")
+    elif not reasons and file_digest(image) != digest:
+        reasons.append(f"{image} was altered after the build")
+    return reasons
+
+
+def _user() -> str:
+    return f"user {os.environ.get('USER', os.geteuid())}"

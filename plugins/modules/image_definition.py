@@ -1,0 +1,59 @@
+#!/usr/bin/python
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_definition
+short_description: Read and validate an image definition
+version_added: 0.1.0
+author: goldsmith.images contributors (@goldsmith-images)
+description:
+  - Finds the definition of an image, checks it against the schema of this collection and completes it from the
+    defaults.
+  - Every mistake is named with the file, the key and the values that are allowed.
+  - Runs on the controller, where definitions are kept.
+requirements:
+  - jsonschema on the controller
+extends_documentation_fragment:
+  - goldsmith.images.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+options:
+  image:
+    description: The name of a definition in one of O(folders), or the path of a definition.
+    type: str
+    required: true
+  folders:
+    description: Folders of definitions, searched in this order. The collection's own definitions come last.
+    type: list
+    elements: path
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Read the definition of cloud_base
+  goldsmith.images.image_definition:
+    image: cloud_base
+  register: cloud_base
+"""
+
+RETURN = r"""
+definition:
+  description: The complete definition. Its keys are described in C(docs/image_definition.md).
+  returned: success
+  type: dict
+path:
+  description: The file it was read from.
+  returned: success
+  type: str
+"""

@@ -1,0 +1,316 @@
+#!/usr/bin/python
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_plan
+short_description: Decide before minute 0 how an image is built, and whether it has to be
+version_added: 0.1.0
+author: goldsmith.images contributors (@goldsmith-images)
+description:
+  - Looks at everything outside that a build depends on (programs and their versions, accelerator, disk and memory,
+    package repositories) and decides once. What follows gets explicit values and guesses nothing.
+  - All that cannot work is reported together, before anything is built.
+  - Compares the inputs of the build with those of the finished image and says why it has to be built, if it has to.
+requirements:
+  - Python 3.11 or later on the build host
+  - gpg and gpgv, when a Kubernetes repository has to be verified
+extends_documentation_fragment:
+  - goldsmith.images.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+options:
+  definition:
+    description: The complete image definition, as P(goldsmith.images.image_definition#filter) returns it.
+    type: dict
+    required: true
+  kvm:
+    description: What M(goldsmith.images.kvm_check) returned.
+    type: dict
+    required: true
+  accelerator:
+    description: V(auto) takes KVM where it is accelerated, else software emulation.
+    type: str
+    choices: [auto, kvm, tcg]
+    default: auto
+  kubernetes_packages:
+    description:
+      - Where the Kubernetes packages come from. Overrides the definition.
+      - V(auto) takes the upstream repository if it answers and verifies, else the distribution's packages.
+    type: str
+    choices: [auto, upstream, mirror, distribution]
+  collection_dir:
+    description: Folder of this collection on the build host.
+    type: path
+    required: true
+  cache_dir:
+    description: Folder of base disks and work folders.
+    type: path
+    required: true
+  output_dir:
+    description: Folder that will hold the finished image, O(definition)'s name included.
+    type: path
+    required: true
+  rebuild:
+    description: Build even if nothing has changed.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Plan the build
+  goldsmith.images.image_plan:
+    definition: "{{ definition }}"
+    kvm: "{{ kvm }}"
+    collection_dir: /usr/share/ansible/collections/ansible_collections/goldsmith/images
+    cache_dir: /var/cache/goldsmith-images
+    output_dir: /srv/images/cloud_base
+  register: plan
+"""
+
+RETURN = r"""
+accelerator:
+  description: Name (kvm or tcg), CPU model and reason.
+  returned: success
+  type: dict
+  sample: {"name": "tcg", "cpu_model": "max", "reason": "no KVM (no_device)"}
+archive_state:
+  description: URL and sha256 of the Release file of each package suite that the base disk is made from.
+  returned: success
+  type: list
+  elements: str
+build:
+  description: Whether the image has to be built.
+  returned: success
+  type: bool
+reasons:
+  description: Why it has to be built; empty when it has not.
+  returned: success
+  type: list
+  elements: str
+cpus:
+  description: Virtual CPUs of the guests.
+  returned: success
+  type: int
+fingerprint:
+  description: The sha256 over RV(inputs).
+  returned: success
+  type: str
+inputs:
+  description: All that makes the image what it is, name to digest or value.
+  returned: success
+  type: dict
+kubernetes:
+  description: Resolved source of the Kubernetes packages and why; empty when the image has none.
+  returned: success
+  type: dict
+lines:
+  description: The plan in words, one decision a line.
+  returned: success
+  type: list
+  elements: str
+role_vars:
+  description: Variables for the roles, the definition's with everything resolved.
+  returned: success
+  type: dict
+timeouts:
+  description: Deadlines in seconds, scaled by the accelerator.
+  returned: success
+  type: dict
+versions:
+  description: Versions of Packer, QEMU, Ansible and this collection.
+  returned: success
+  type: dict
+"""
+
+import os
+import re
+import typing as t
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.goldsmith.images.plugins.module_utils import _image_plan as planning
+from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import (
+    RepositoryError,
+    archive_state,
+    fetch,
+    verified_release,
+)
+from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import release_suites
+
+# The OBS project isv:kubernetes signs the community repositories of all minor versions.
+UPSTREAM_URL = "https://pkgs.k8s.io/core:/stable:/v{version}/deb/"
+UPSTREAM_FINGERPRINT = "DE15B14486CD377B9E876E1A234654DA9A296436"
+KUBERNETES_ROLE = "kubernetes_prerequisites"
+DEFAULT_KUBERNETES_VERSION = "1.36"
+NOTHING_TO_DO = "no: nothing has changed since the last build, and its image is intact"
+
+
+def program_version(module: AnsibleModule, command: list[str], pattern: str) -> str:
+    """Return the version that *command* prints."""
+    rc, stdout, stderr = module.run_command(command, environ_update={"CHECKPOINT_DISABLE": "1"})
+    match = re.search(pattern, stdout + stderr)
+    if rc != 0 or not match:
+        raise planning.PlanError(f"`{' '.join(command)}` does not print a version: {(stdout + stderr).strip()[:200]}")
+    return match[1]
+
+
+def kubernetes_source(wanted: str, role_vars: dict[str, t.Any]) -> dict[str, str]:
+    """Resolve where the Kubernetes packages come from; PlanError when what was asked for does not answer."""
+    version = str(role_vars.get(f"{KUBERNETES_ROLE}_version", DEFAULT_KUBERNETES_VERSION))
+    if wanted == "distribution":
+        return {"source": "distribution", "reason": "asked for", "release": "", "key": ""}
+    try:
+        if wanted == "mirror":
+            url = role_vars[f"{KUBERNETES_ROLE}_repository_url"]
+            key, fingerprint = role_vars[f"{KUBERNETES_ROLE}_repository_key"].encode(), ""
+        else:
+            url, fingerprint = UPSTREAM_URL.format(version=version), UPSTREAM_FINGERPRINT
+            key = fetch(f"{url}Release.key")
+        release = verified_release(url, "/", key=key, fingerprint=fingerprint)
+    except KeyError as exc:
+        raise planning.PlanError(f"kubernetes_packages=mirror needs {exc} among the definition's vars") from exc
+    except RepositoryError as exc:
+        if wanted == "auto":
+            return {"source": "distribution", "reason": f"upstream cannot be used: {exc}", "release": "", "key": ""}
+        raise planning.PlanError(f"kubernetes_packages={wanted}: {exc}") from exc
+    reason = f"{url} answers and verifies"
+    source = "mirror" if wanted == "mirror" else "upstream"
+    return {"source": source, "reason": reason, "release": release.sha256, "key": release.key}
+
+
+def archive(definition: dict[str, t.Any]) -> list[str]:
+    """Return "URL sha256" for each suite that the base disk is bootstrapped from."""
+    base = definition["base"]
+    if base["method"] != "bootstrap":
+        return []
+    try:
+        states = [archive_state(uri, suite) for uri, suite in release_suites(base["release"], base.get("mirror"))]
+    except RepositoryError as exc:
+        raise planning.PlanError(
+            f"The Debian mirror cannot be used: {exc}. Check the network and the apt sources of this host, "
+            "or name another mirror as base.mirror in the image definition."
+        ) from exc
+    return [f"{state.url} {state.sha256}" for state in states]
+
+
+def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
+    """Decide everything; PlanError lists all problems at once."""
+    params, problems = module.params, []
+    definition, collection = params["definition"], Path(params["collection_dir"])
+    output, cache = Path(params["output_dir"]), Path(params["cache_dir"])
+    programs = dict(planning.PROGRAMS)
+    if definition["base"]["method"] == "bootstrap":
+        programs.update(planning.BOOTSTRAP_PROGRAMS)
+    problems += planning.missing_programs(programs, f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if problems:
+        raise planning.PlanError("\n".join(problems))
+
+    def collect(function: t.Callable[..., t.Any], *args: t.Any) -> t.Any:
+        try:
+            return function(*args)
+        except planning.PlanError as exc:
+            problems.append(str(exc))
+            return None
+
+    versions = {
+        "packer": program_version(module, ["packer", "--version"], r"(\d+\.\d+\.\d+)"),
+        "qemu": program_version(module, ["qemu-system-x86_64", "--version"], r"version (\d+\.\d+(?:\.\d+)?)"),
+        "ansible": program_version(module, ["ansible-playbook", "--version"], r"core (\d+\.\d+\.\d+)"),
+    }
+    qemu_version = tuple(int(part) for part in versions["qemu"].split("."))
+    accelerator = collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
+    folders = {
+        "cache folder": (cache, planning.CACHE_SPACE),
+        "output folder": (output, planning.OUTPUT_SPACE),
+    }
+    problems += planning.space_problems(folders)
+    guests = 2
+    meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
+    problems += planning.memory_problems(definition["memory"], guests, meminfo)
+    archive_states = collect(archive, definition)
+    role_vars, kubernetes = dict(definition["vars"]), {}
+    if KUBERNETES_ROLE in definition["roles"]:
+        wanted = params["kubernetes_packages"] or role_vars.get(f"{KUBERNETES_ROLE}_packages_source", "auto")
+        kubernetes = collect(kubernetes_source, wanted, role_vars)
+    if problems:
+        raise planning.PlanError("\n".join(problems))
+
+    if kubernetes:
+        role_vars[f"{KUBERNETES_ROLE}_packages_source"] = kubernetes["source"]
+        if kubernetes["key"]:
+            role_vars[f"{KUBERNETES_ROLE}_repository_key"] = kubernetes["key"]
+    outside = {f"version of {name}": version for name, version in versions.items()}
+    outside |= {"accelerator": accelerator.name, "cpu model": accelerator.cpu_model}
+    if kubernetes:
+        outside |= {"kubernetes packages": kubernetes["source"], "kubernetes release": kubernetes["release"]}
+    inputs = planning.image_inputs(definition, collection, outside, archive_states)
+    image = output / f"{definition['name']}.qcow2"
+    reasons = planning.why_build(inputs, image, output / "manifest.json")
+    if params["rebuild"]:
+        reasons.append("rebuild was asked for")
+    factor = 1 if accelerator.name == "kvm" else 4
+    cpus = min(definition["cpus"], os.cpu_count() or 1)
+    return {
+        "accelerator": asdict(accelerator),
+        "archive_state": archive_states,
+        "build": bool(reasons),
+        "reasons": reasons,
+        "cpus": cpus,
+        "fingerprint": planning.value_digest(inputs),
+        "inputs": inputs,
+        "kubernetes": {key: kubernetes[key] for key in ("source", "reason", "release")} if kubernetes else {},
+        "role_vars": role_vars,
+        "timeouts": {"ssh": 150 * factor, "build": 1800 * factor, "verify": 450 * factor},
+        "versions": versions,
+        "lines": [
+            f"image        {definition['name']}: {definition.get('description', '')}".rstrip(": "),
+            f"base         {definition['base']['method']} {definition['base'].get('release', '')}".rstrip(),
+            f"roles        {', '.join([*definition['roles'], 'cleanup'])}",
+            f"checks       {', '.join(definition['checks'])}",
+            f"accelerator  {accelerator.name} ({accelerator.reason}), CPU model {accelerator.cpu_model}, {cpus} CPUs, "
+            f"{definition['memory']} MiB",
+            f"tools        Packer {versions['packer']}, QEMU {versions['qemu']}, ansible-core {versions['ansible']}",
+            *([f"kubernetes   {kubernetes['source']} packages ({kubernetes['reason']})"] if kubernetes else []),
+            f"output       {output}",
+            f"build        {'yes: ' + '; '.join(reasons) if reasons else NOTHING_TO_DO}",
+        ],
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "definition": {"type": "dict", "required": True},
+            "kvm": {"type": "dict", "required": True},
+            "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
+            "kubernetes_packages": {"type": "str", "choices": ["auto", "upstream", "mirror", "distribution"]},
+            "collection_dir": {"type": "path", "required": True},
+            "cache_dir": {"type": "path", "required": True},
+            "output_dir": {"type": "path", "required": True},
+            "rebuild": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        plan = make_plan(module)
+    except planning.PlanError as exc:
+        module.fail_json(msg=f"This image cannot be built here, nothing was changed:\n{exc}")
+    except OSError as exc:
+        module.fail_json(msg=f"Planning failed: {exc}")
+    module.exit_json(changed=False, **plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ansible_collections.goldsmith.images.plugins.module_utils import _image_plan as planning
+
+KVM_HARDWARE = {"usable": True, "accelerated": True}
+KVM_SOFTWARE = {"usable": True, "accelerated": False, "backend": "kvm_pvm"}
+KVM_NONE = {"usable": False, "accelerated": False, "reason": "no_device", "hint": "load the module kvm_intel"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kvm", "qemu", "name", "cpu_model"),
+    [
+        ("auto", KVM_HARDWARE, (7, 2), "kvm", "host"),
+        ("auto", KVM_SOFTWARE, (10, 0), "tcg", "max"),
+        ("auto", KVM_NONE, (8, 0), "tcg", "max"),
+        ("auto", KVM_NONE, (7, 2), "tcg", "qemu64"),
+        ("kvm", KVM_SOFTWARE, (10, 0), "kvm", "host"),
+        ("tcg", KVM_HARDWARE, (10, 0), "tcg", "max"),
+    ],
+)
+def test_the_accelerator_follows_what_was_measured(wanted, kvm, qemu, name, cpu_model):
+    accelerator = planning.choose_accelerator(wanted, kvm, qemu)
+    assert (accelerator.name, accelerator.cpu_model) == (name, cpu_model)
+
+
+def test_kvm_that_cannot_be_used_is_an_error_when_demanded():
+    with pytest.raises(planning.PlanError, match="load the module kvm_intel"):
+        planning.choose_accelerator("kvm", KVM_NONE, (10, 0))
+
+
+def test_missing_programs_come_with_the_apt_line(tmp_path: Path):
+    (tmp_path / "there").write_text("#!/bin/sh\n")
+    (tmp_path / "there").chmod(0o755)
+    lines = planning.missing_programs({"there": "a", "nothere": "b", "nor-this": "c"}, str(tmp_path))
+    assert lines[:2] == ["nothere is not installed or not on PATH.", "nor-this is not installed or not on PATH."]
+    assert lines[2] == "Install with: apt-get install b c"
+
+
+def test_disk_space_needed_on_one_file_system_adds_up(tmp_path: Path):
+    assert planning.space_problems({"cache": (tmp_path / "a" / "b", 1), "output": (tmp_path, 1)}) == []
+    [line] = planning.space_problems({"cache": (tmp_path, 2**59), "output": (tmp_path / "new", 2**59)})
+    assert line.startswith(f"Too little disk space in {tmp_path}")
+    assert "1073741824.0 GiB needed" in line
+
+
+def test_a_folder_below_a_file_is_not_writable(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    [line] = planning.space_problems({"output folder": (tmp_path / "file" / "x", 1)})
+    assert "output folder" in line
+    assert "not writable" in line
+
+
+def test_memory_is_counted_for_all_guests():
+    assert planning.memory_problems(2048, 2, "MemAvailable:  4718592 kB\n") == []
+    [line] = planning.memory_problems(2048, 2, "MemTotal: 9 kB\nMemAvailable:  2097152 kB\n")
+    assert line == "Too little memory: 4608 MiB needed (2 guests of 2048), 2048 MiB available."
+
+
+def test_a_tree_digest_sees_names_contents_and_execute_bits(tmp_path: Path):
+    (tmp_path / "a").write_text("x")
+    digests = [planning.tree_digest(tmp_path)]
+    (tmp_path / "a").write_text("y")
+    digests.append(planning.tree_digest(tmp_path))
+    (tmp_path / "a").rename(tmp_path / "b")
+    digests.append(planning.tree_digest(tmp_path))
+    (tmp_path / "b").chmod(0o755)
+    digests.append(planning.tree_digest(tmp_path))
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "b.pyc").write_text("z")
+    assert planning.tree_digest(tmp_path) == digests[-1]
+    assert len(set(digests)) == 4
+
+
+@pytest.fixture
+def finished(tmp_path: Path):
+    """An image with its manifest, and the inputs it was made from."""
+    image, inputs = tmp_path / "i.qcow2", {"role a": "1", "accelerator": "tcg"}
+    image.write_bytes(b"disk")
+    manifest = {
+        "schema": planning.SCHEMA,
+        "inputs": inputs,
+        "image": {"sha256": planning.file_digest(image)},
+        "verification": {"passed": True},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return image, inputs, tmp_path / "manifest.json", manifest
+
+
+def test_nothing_is_built_when_nothing_changed(finished):
+    image, inputs, manifest, _data = finished
+    assert planning.why_build(inputs, image, manifest) == []
+
+
+def test_the_reason_names_what_changed(finished):
+    image, inputs, manifest, _data = finished
+    reasons = planning.why_build({"role a": "2", "role b": "1"}, image, manifest)
+    assert reasons == ["changed: accelerator", "changed: role a", "changed: role b"]
+
+
+def test_an_altered_or_missing_image_is_built_again(finished):
+    image, inputs, manifest, _data = finished
+    image.write_bytes(b"disl")
+    assert planning.why_build(inputs, image, manifest) == [f"{image} was altered after the build"]
+    image.unlink()
+    assert planning.why_build(inputs, image, manifest) == [f"{image} is gone"]
+
+
+def test_an_image_that_did_not_pass_is_built_again(finished):
+    image, inputs, manifest, data = finished
+    manifest.write_text(json.dumps({**data, "verification": {"passed": False}}))
+    assert planning.why_build(inputs, image, manifest) == ["the last image did not pass its verification"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": 1}'])
+def test_a_damaged_manifest_is_a_reason(finished, content):
+    image, inputs, manifest, _data = finished
+    manifest.write_text(content)
+    assert planning.why_build(inputs, image, manifest) == [f"{manifest} cannot be read"]
+
+
+def test_no_manifest_is_a_reason(tmp_path: Path):
+    assert planning.why_build({}, tmp_path / "i", tmp_path / "m") == ["there is no finished image yet"]
