@@ -1,0 +1,159 @@
+"""Every role, in a virtual machine of its own: one test a scenario of molecule/.
+
+The scenarios run side by side (MOLECULE_WORKERS, default 2: a machine keeps about one processor busy) and start with
+the first test; MOLECULE_SCENARIOS="hardening cleanup" picks some. Logs stay in .cache/molecule/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ET
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGS = ROOT / ".cache" / "molecule"
+DEADLINE = 1500
+# The slow ones first, or one of them runs alone at the end.
+SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
+
+
+def wanted() -> list[str]:
+    """Names of the scenarios to run; one that does not exist is an error and no empty run."""
+    known = sorted(path.parent.name for path in ROOT.glob("molecule/*/converge.yml"))
+    picked = os.environ.get("MOLECULE_SCENARIOS", "").replace(",", " ").split() or known
+    unknown = sorted(set(picked) - set(known))
+    if unknown:
+        raise pytest.UsageError(f"MOLECULE_SCENARIOS: no scenario {', '.join(unknown)}; there are {', '.join(known)}")
+    return sorted(picked, key=lambda name: SLOW.index(name) if name in SLOW else len(SLOW))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    seconds: float
+    log: Path
+    tests: int  # number of checks that ran, by the JUnit file
+
+
+class Runner:
+    """Runs scenarios in the background; whatever still runs when it is closed is ended, machines included."""
+
+    def __init__(self, scenarios: list[str], workers: int) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(workers)
+        self._futures: dict[str, Future[Outcome]] = {name: self._pool.submit(self._run, name) for name in scenarios}
+
+    def outcome(self, name: str) -> Outcome:
+        return self._futures[name].result()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, name: str) -> Outcome:
+        # Short, because it holds sockets, whose paths may have 107 bytes.
+        work = Path(tempfile.mkdtemp(prefix="gi-mol-"))
+        log, start = LOGS / f"{name}.log", time.monotonic()
+        logs = LOGS / name
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir()
+        path = [str(ROOT / ".venv" / "collections"), os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")]
+        env = {
+            **os.environ,
+            # pytest and its plugins are looked up there by Molecule.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ANSIBLE_COLLECTIONS_PATH": ":".join(filter(None, path)),
+            "MOLECULE_EPHEMERAL_DIRECTORY": str(work),
+            "MOLECULE_LOGS": str(logs),
+            "PY_COLORS": "0",
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        # Settings of the pytest that runs this test are not for the pytest that checks the machine.
+        env.pop("PYTEST_ADDOPTS", None)
+        with log.open("wb") as out:
+            code = self._molecule(["test", "--scenario-name", name], env, out)
+            if code:
+                self._molecule(["destroy", "--scenario-name", name], env, out, stoppable=False)
+        tests = _count(work / "junit.xml")
+        shutil.rmtree(work, ignore_errors=True)
+        return Outcome(code, time.monotonic() - start, log, tests)
+
+    def _molecule(self, args: list[str], env: dict[str, str], out: object, *, stoppable: bool = True) -> int:
+        command = [sys.executable, "-m", "molecule", *args]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        end = time.monotonic() + DEADLINE
+        while process.poll() is None:
+            if time.monotonic() > end or (stoppable and self._stop.is_set()):
+                _end_group(process)
+                return 124
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        return process.returncode
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+            return
+
+
+def _count(junit: Path) -> int:
+    try:
+        suites = ET.parse(junit).getroot().iter("testsuite")
+    except (OSError, ET.ParseError):
+        return 0
+    return sum(int(suite.get("tests", 0)) - int(suite.get("skipped", 0)) for suite in suites)
+
+
+@pytest.fixture(scope="session")
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    # Only what was selected (-k, node ids) is started, in the order of the tests.
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    here = [item for item in items if item.function is test_scenario]
+    names = [item.callspec.params["scenario"] for item in here]
+    running = Runner(names, int(os.environ.get("MOLECULE_WORKERS", "2")))
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("scenario", wanted())
+def test_scenario(scenario: str, runner: Runner) -> None:
+    outcome = runner.outcome(scenario)
+    print(f"{scenario}: {outcome.tests} checks, {outcome.seconds:.0f} s, log {outcome.log}")
+    if outcome.code:
+        tail = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:]
+        pytest.fail(
+            f"{scenario} failed (exit code {outcome.code}), log {outcome.log}:\n" + "\n".join(tail), pytrace=False
+        )
+    # Molecule only warns when it finds no test.
+    assert outcome.tests > 0, f"{scenario}: no check was run, log {outcome.log}"
