@@ -50,12 +50,6 @@ def release_url(uri: str, suite: str) -> str:
     return f"{base}/dists/{suite}/InRelease"
 
 
-def archive_state(uri: str, suite: str, timeout: float = 10) -> Release:
-    """Return the state of *suite* as published now, unverified: apt verifies it when it uses it."""
-    url = release_url(uri, suite)
-    return Release(url, hashlib.sha256(fetch(url, timeout)).hexdigest())
-
-
 def verified_release(uri: str, suite: str, *, key: bytes, fingerprint: str, timeout: float = 10) -> Release:
     """Return the Release file of *suite* after checking its signature.
 

@@ -143,11 +143,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils import _image_plan as planning
 from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import (
     RepositoryError,
-    archive_state,
     fetch,
     verified_release,
 )
-from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import release_suites
+from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import (
+    BootstrapError,
+    archive_state,
+    choose_mirrors,
+    make_recipe,
+)
 
 # The OBS project isv:kubernetes signs the community repositories of all minor versions.
 UPSTREAM_URL = "https://pkgs.k8s.io/core:/stable:/v{version}/deb/"
@@ -191,18 +195,16 @@ def kubernetes_source(wanted: str, role_vars: dict[str, t.Any]) -> dict[str, str
 
 
 def archive(definition: dict[str, t.Any]) -> list[str]:
-    """Return "URL sha256" for each suite that the base disk is bootstrapped from."""
+    """Return "URL digest" for each suite that the base disk is bootstrapped from."""
     base = definition["base"]
     if base["method"] != "bootstrap":
         return []
     try:
-        states = [archive_state(uri, suite) for uri, suite in release_suites(base["release"], base.get("mirror"))]
-    except RepositoryError as exc:
-        raise planning.PlanError(
-            f"The Debian mirror cannot be used: {exc}. Check the network and the apt sources of this host, "
-            "or name another mirror as base.mirror in the image definition."
-        ) from exc
-    return [f"{state.url} {state.sha256}" for state in states]
+        mirrors = choose_mirrors(base.get("mirror"), None)
+        recipe = make_recipe(base["distribution"], base["release"], base["packages"], ["main"], mirrors)
+        return archive_state(recipe)
+    except BootstrapError as exc:
+        raise planning.PlanError(f"The base disk cannot be made: {exc}") from exc
 
 
 def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
