@@ -21,4 +21,5 @@ attributes:
     description: When run twice in a row without outside changes between the runs, the second run changes nothing.
   platform:
     description: The operating systems that the module runs on.
+    support: full
 """

@@ -1,0 +1,23 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All suites run in one pytest, the quick ones first; a failure in one does not keep the next from running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+# What fails soonest stands first; what stands on everything else comes last.
+ORDER = ("unit", "collection", "integration", "e2e", "molecule", "bench")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def suite(item: pytest.Item) -> int:
+        path = item.path
+        name = path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else ""
+        return ORDER.index(name) if name in ORDER else len(ORDER)
+
+    items.sort(key=suite)
