@@ -45,6 +45,7 @@ class Wish:
     owner: str = "root"
     group: str = "root"
     validate: str | None = None
+    force: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,7 @@ def make_wish(options: t.Mapping[str, t.Any]) -> Wish:
         owner=options.get("owner") or "root",
         group=options.get("group") or "root",
         validate=validate,
+        force=options.get("force") is not False,
     )
 
 
@@ -186,6 +188,8 @@ def decide(wish: Wish, found: Found) -> Step:
         if found.kind == KIND_DIRECTORY and found.entries:
             raise ConfigFilesError(f"{wish.path}: a directory that is not empty is not removed")
         return Step(wish, found, remove=True)
+    if not wish.force and found.kind != KIND_ABSENT:
+        return Step(wish, found)
     if found.kind == KIND_DIRECTORY and wish.state != "directory":
         raise ConfigFilesError(f"{wish.path}: is a directory and is not replaced by a {wish.state} file")
     if found.kind == KIND_OTHER or (found.kind == KIND_FILE and wish.state == "directory"):

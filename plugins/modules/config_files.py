@@ -75,6 +75,12 @@ options:
           - Command that checks the new content before anything is replaced; V(%s) stands for the file to check.
           - In check mode a command that is not installed (yet) is left out.
         type: str
+      force:
+        description:
+          - With V(false) a path that exists, as whatever it is, is left as it is. For paths that others may
+            take over later. Not used with V(absent).
+        type: bool
+        default: true
 """
 
 EXAMPLES = r"""
@@ -93,6 +99,7 @@ EXAMPLES = r"""
       - path: /opt/cni/bin/loopback
         state: link
         src: /usr/lib/cni/loopback
+        force: false
       - path: /etc/sysctl.d/90-old.conf
         state: absent
 """
@@ -130,6 +137,7 @@ def argument_spec() -> dict[str, t.Any]:
                 "owner": {"type": "str", "default": "root"},
                 "group": {"type": "str", "default": "root"},
                 "validate": {"type": "str"},
+                "force": {"type": "bool", "default": True},
             },
         },
     }

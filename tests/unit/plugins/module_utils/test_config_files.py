@@ -98,6 +98,16 @@ def test_link_in_the_place_of_a_file(folder: pathlib.Path) -> None:
     assert os.readlink(path) == "y"
 
 
+def test_without_force_what_exists_is_left_alone(folder: pathlib.Path) -> None:
+    path = folder / "loopback"
+    do(path, state="link", src="/usr/lib/cni/loopback", force=False)
+    path.unlink()
+    path.write_text("a newer plugin")
+    assert not step_for(path, state="link", src="/usr/lib/cni/loopback", force=False).changed
+    assert step_for(path, state="link", src="/usr/lib/cni/loopback").replace
+    assert step_for(path, state="absent", force=False).remove
+
+
 def test_directory_and_its_mode(folder: pathlib.Path) -> None:
     path = folder / "d" / "e"
     do(path, state="directory", directory_mode="0700")
