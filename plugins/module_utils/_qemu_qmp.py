@@ -1,0 +1,141 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is PRIVATE to the collection. It can have breaking changes at any time.
+# Do not use it from other collections or standalone scripts.
+"""Talk to a running QEMU through its monitor (QMP), with a deadline on everything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import traceback
+import typing as t
+from pathlib import Path
+
+try:
+    from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+except ImportError:
+    HAS_QMP = False
+    QMP_IMPORT_ERROR: str | None = traceback.format_exc()
+else:
+    HAS_QMP = True
+    QMP_IMPORT_ERROR = None
+
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import DISK_NODE, QMP_SOCKET
+
+ANSWER_TIMEOUT = 15.0
+
+Result = t.TypeVar("Result")
+
+
+class MonitorError(Exception):
+    """QEMU refused a command, or does not answer."""
+
+
+class Monitor:
+    """An open connection; only valid inside the coroutine that ``session`` runs."""
+
+    def __init__(self, client: t.Any) -> None:
+        self._client = client
+
+    async def execute(self, command: str, **arguments: t.Any) -> t.Any:
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        try:
+            return await asyncio.wait_for(self._client.execute(command, named or None), ANSWER_TIMEOUT)
+        except ExecuteError as exc:
+            raise MonitorError(f"{command}: {exc}") from exc
+        except (ExecInterruptedError, asyncio.TimeoutError) as exc:
+            raise MonitorError(f"{command}: QEMU did not answer") from exc
+
+    async def quit(self) -> None:
+        # QEMU may hang up before its answer has arrived.
+        with contextlib.suppress(MonitorError, QMPError, OSError, EOFError):
+            await self.execute("quit")
+
+    async def qemu_version(self) -> str:
+        version = (await self.execute("query-version"))["qemu"]
+        return f"{version['major']}.{version['minor']}.{version['micro']}"
+
+    async def ssh_port(self) -> int | None:
+        """The port QEMU's user-mode network listens on for the guest's port 22."""
+        text = await self.execute("human-monitor-command", command_line="info usernet")
+        return parse_forwarded_port(text)
+
+    async def snapshots(self) -> list[str]:
+        """Names of the snapshots in the disk."""
+        for block in await self.execute("query-block"):
+            inserted = block.get("inserted", {})
+            if inserted.get("node-name") == DISK_NODE:
+                return [found["name"] for found in inserted["image"].get("snapshots", [])]
+        return []
+
+    async def save(self, name: str, deadline: float) -> None:
+        """Save the state of a paused VM, replacing an older snapshot of the same name."""
+        await self.settle_jobs(deadline)
+        if name in await self.snapshots():
+            await self._job("snapshot-delete", deadline, tag=name, devices=[DISK_NODE])
+        await self._job("snapshot-save", deadline, tag=name, vmstate=DISK_NODE, devices=[DISK_NODE])
+
+    async def load(self, name: str, deadline: float) -> None:
+        """Restore the state of a VM that was started paused."""
+        await self._job("snapshot-load", deadline, tag=name, vmstate=DISK_NODE, devices=[DISK_NODE])
+
+    async def settle_jobs(self, deadline: float) -> None:
+        """Wait for jobs that an interrupted run left behind."""
+        for job in await self.execute("query-jobs"):
+            with contextlib.suppress(MonitorError):
+                await self._wait_for_job(job["id"], deadline)
+
+    async def _job(self, command: str, deadline: float, **arguments: t.Any) -> None:
+        await self.execute(command, job_id=command, **arguments)
+        await self._wait_for_job(command, deadline)
+
+    async def _wait_for_job(self, job_id: str, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        while True:
+            job = next(job for job in await self.execute("query-jobs") if job["id"] == job_id)
+            if job["status"] == "concluded":
+                break
+            if loop.time() > end:
+                raise MonitorError(f"{job_id} has not ended after {deadline:.0f} s")
+            await asyncio.sleep(0.02)
+        await self.execute("job-dismiss", id=job_id)
+        if job.get("error"):
+            raise MonitorError(f"{job_id}: {job['error']}")
+
+
+def session(directory: Path, work: t.Callable[[Monitor], t.Awaitable[Result]]) -> Result:
+    """Connect, do the work, disconnect."""
+    return asyncio.run(_session(directory, work))
+
+
+async def _session(directory: Path, work: t.Callable[[Monitor], t.Awaitable[Result]]) -> Result:
+    client = QMPClient("goldsmith.images")
+    client.logger.disabled = True
+    # The address of a UNIX socket is limited to 107 bytes; this one is short wherever the directory lies.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            await asyncio.wait_for(client.connect(f"/proc/self/fd/{descriptor}/{QMP_SOCKET}"), ANSWER_TIMEOUT)
+        except asyncio.TimeoutError as exc:
+            raise MonitorError(f"QEMU's monitor {directory / QMP_SOCKET} does not answer") from exc
+        except (QMPError, OSError) as exc:
+            raise MonitorError(f"cannot connect to QEMU's monitor {directory / QMP_SOCKET}: {exc}") from exc
+        try:
+            return await work(Monitor(client))
+        finally:
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await client.disconnect()
+    finally:
+        os.close(descriptor)
+
+
+def parse_forwarded_port(text: str) -> int | None:
+    """From ``info usernet``: protocol[state], descriptor, source address and port, destination address and port."""
+    found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+22\b", text)
+    return int(found.group(1)) if found else None

@@ -1,0 +1,452 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is PRIVATE to the collection. It can have breaking changes at any time.
+# Do not use it from other collections or standalone scripts.
+"""Carry out what ``_qemu_state.decide`` has decided.
+
+vm.json is written before each step with the step's name and after it with the result: a run that was killed midway is
+found and repaired by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+import typing as t
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_command as qemu
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_process as process
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_wait as waiting
+from ansible_collections.goldsmith.images.plugins.module_utils._owner import read_process
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_qmp import Monitor, MonitorError, session
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_state import (
+    RECORD,
+    TOKEN_VARIABLE,
+    Current,
+    Disk,
+    Plan,
+    Record,
+    VmError,
+    Wanted,
+    check_snapshot,
+    load_record,
+    save_record,
+    wanted_machine,
+)
+
+START_TIMEOUT = 30.0
+JOB_TIMEOUT = 300.0
+QUIT_TIMEOUT = 30.0
+LOCK_TIMEOUT = 120.0
+
+OWN_FILES = (
+    qemu.OVERLAY,
+    qemu.SEED,
+    qemu.CONSOLE,
+    qemu.QMP_SOCKET,
+    qemu.QEMU_LOG,
+    qemu.PID_FILE,
+    qemu.UEFI_VARIABLES,
+)
+
+
+@dataclass(frozen=True)
+class Tools:
+    qemu: str
+    qemu_img: str
+    xorriso: str
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> t.Iterator[None]:
+    """One run at a time in a runtime directory; the lock is the directory itself and ends with the process."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise VmError(f"another run has worked in {directory} for more than {LOCK_TIMEOUT:.0f} s") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Vm:
+    """A VM in a runtime directory."""
+
+    def __init__(self, directory: Path, tools: Tools, stop_timeout: float = 60.0) -> None:
+        self.directory = directory
+        self.tools = tools
+        self.stop_timeout = stop_timeout
+        self.stopped_by: str | None = None
+
+    # -- what would be: no changes, used in check mode too ---------------------------------------------------------
+
+    def prepare(self, current: Current, plan: Plan, wanted: Wanted, warm_from: Path | None) -> Record | None:
+        """The record as it will be; refuses here what would fail later."""
+        record = current.record
+        if plan.create:
+            record = self._new_record(wanted, warm_from)
+        if record is None or not plan.start:
+            return record
+        machine = wanted_machine(record.machine, wanted)
+        disk = record.disk
+        if disk.overlay and not plan.create:
+            size, mtime_ns = _identity(disk.image)
+            if (size, mtime_ns) != (disk.size, disk.mtime_ns):
+                raise VmError(
+                    f"{disk.image} has changed since the overlay on it was made: remove the VM (state absent)"
+                )
+        if machine.firmware == "uefi" and qemu.find_uefi() is None:
+            raise VmError("no UEFI firmware found: install OVMF (Debian, Ubuntu: apt install ovmf)")
+        port = record.wanted_ssh_port if wanted.ssh_port is None else wanted.ssh_port
+        record = replace(
+            record,
+            machine=machine,
+            disk=replace(disk, cache=wanted.disk_cache or disk.cache),
+            seed=record.seed if wanted.seed is None else wanted.seed,
+            wanted_ssh_port=port,
+            lifetime=wanted.lifetime or record.lifetime,
+            restored_snapshot=wanted.snapshot,
+        )
+        if wanted.snapshot is not None:
+            check_snapshot(record, machine, wanted.snapshot, self._qemu_version())
+            disk_path = self._disk_with_snapshots(record, plan, warm_from)
+            known = self._snapshots_in(disk_path) if disk_path else []
+            if wanted.snapshot not in known:
+                raise VmError(
+                    f"there is no snapshot {wanted.snapshot} in {disk_path or 'a new overlay'}; found: {known}"
+                )
+        return record
+
+    def _new_record(self, wanted: Wanted, warm_from: Path | None) -> Record:
+        base: Record | None = None
+        if warm_from is not None:
+            base = load_record(warm_from)
+            if base is None:
+                raise VmError(f"warm_from: there is no VM in {warm_from}")
+            if base.phase != "stopped":
+                raise VmError(f"warm_from: the VM in {warm_from} is not stopped")
+            if not base.disk.overlay:
+                raise VmError(f"warm_from: the VM in {warm_from} has no overlay that could be copied")
+            if wanted.image is not None and wanted.image != base.disk.image:
+                raise VmError(f"warm_from: the VM in {warm_from} was made from {base.disk.image}")
+        image = wanted.image or (base.disk.image if base else "")
+        size, mtime_ns = _identity(image)
+        overlay = wanted.overlay is not False
+        machine = wanted_machine(base.machine if base else qemu.Machine(), wanted)
+        return Record(
+            name=wanted.name or (base.name if base else self.directory.name),
+            phase="creating",
+            token=uuid.uuid4().hex,
+            machine=machine,
+            disk=Disk(
+                image=image,
+                image_format=wanted.image_format or (base.disk.image_format if base else detect_format(image)),
+                overlay=overlay,
+                cache=wanted.disk_cache or ("unsafe" if overlay else "writeback"),
+                size=size,
+                mtime_ns=mtime_ns,
+            ),
+            seed=base.seed if base else None,
+            snapshots=dict(base.snapshots) if base else {},
+        )
+
+    def _disk_with_snapshots(self, record: Record, plan: Plan, warm_from: Path | None) -> Path | None:
+        if not record.disk.overlay:
+            return Path(record.disk.image)
+        if plan.create:
+            return warm_from / qemu.OVERLAY if warm_from else None
+        return self.directory / qemu.OVERLAY
+
+    def _snapshots_in(self, disk: Path) -> list[str]:
+        info = json.loads(self._run([self.tools.qemu_img, "info", "-U", "--output=json", str(disk)]))
+        return [found["name"] for found in info.get("snapshots", [])]
+
+    def _qemu_version(self) -> str:
+        words = self._run([self.tools.qemu, "--version"]).split()
+        return words[words.index("version") + 1]
+
+    # -- changes ---------------------------------------------------------------------------------------------------
+
+    def apply(
+        self, current: Current, plan: Plan, planned: Record | None, wanted: Wanted, warm_from: Path | None
+    ) -> Record | None:
+        if plan.kill and current.process is not None:
+            process.end(current.process, grace=5.0)
+            self.stopped_by = "signal"
+        record = planned
+        if plan.remove:
+            self._remove(record)
+            return None
+        if record is None:  # nothing there, and nothing wanted
+            return None
+        if plan.kill and not plan.start:
+            record = self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+        if plan.create:
+            record = self._create(record, warm_from)
+        if plan.start:
+            record = self._start(record, wanted.snapshot)
+        if plan.resume:
+            record = self._resume(record)
+        if plan.save:
+            record = self._snapshot(record, wanted)
+        if plan.stop:
+            # After a snapshot the guest must not write any more: no orderly shutdown.
+            record = self._stop(record, current, graceful=not plan.save)
+        if plan.record_death:
+            record = self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+        return record
+
+    def _save(self, record: Record, **changes: t.Any) -> Record:
+        record = replace(record, **changes)
+        save_record(self.directory, record)
+        return record
+
+    def _create(self, record: Record, warm_from: Path | None) -> Record:
+        record = self._save(record, phase="creating")
+        for name in (qemu.OVERLAY, qemu.UEFI_VARIABLES, qemu.SEED):
+            (self.directory / name).unlink(missing_ok=True)
+        disk = record.disk
+        if warm_from is not None:
+            with locked(warm_from):
+                for name in (qemu.OVERLAY, qemu.UEFI_VARIABLES):
+                    if (warm_from / name).exists():
+                        # cp, because it clones on file systems that can and keeps the holes on the others
+                        source, target = str(warm_from / name), str(self.directory / name)
+                        self._run(["cp", "--reflink=auto", "--sparse=always", "--", source, target])
+        elif disk.overlay:
+            self._run(
+                [
+                    *(self.tools.qemu_img, "create", "-q", "-f", "qcow2"),
+                    *("-F", disk.image_format, "-b", disk.image, str(self.directory / qemu.OVERLAY)),
+                ]
+            )
+        return record
+
+    def _start(self, record: Record, snapshot: str | None) -> Record:
+        console = self.directory / qemu.CONSOLE
+        offset = console.stat().st_size if console.exists() else 0
+        record = replace(record, phase="starting", pid=None, start_time=None, ssh_port=None, token=uuid.uuid4().hex)
+        record = self._save(record, console_offset=offset)
+        self._write_seed(record)
+        uefi = qemu.find_uefi() if record.machine.firmware == "uefi" else None
+        if uefi is not None and not (self.directory / qemu.UEFI_VARIABLES).exists():
+            shutil.copyfile(uefi[1], self.directory / qemu.UEFI_VARIABLES)
+        command = qemu.build_command(
+            qemu.Invocation(
+                binary=self.tools.qemu,
+                name=record.name,
+                machine=record.machine,
+                disk=qemu.OVERLAY if record.disk.overlay else record.disk.image,
+                disk_format="qcow2" if record.disk.overlay else record.disk.image_format,
+                disk_cache=record.disk.cache,
+                seed=qemu.SEED if record.seed is not None else None,
+                ssh_port=record.wanted_ssh_port,
+                uefi_code=uefi[0] if uefi else None,
+                paused=snapshot is not None,
+            )
+        )
+        record = self._save(record, command=command)
+        child = self._spawn(record)
+        try:
+            self._wait_for_monitor(child, record)
+
+            async def finish(monitor: Monitor) -> tuple[int | None, str]:
+                if snapshot is not None:
+                    await monitor.load(snapshot, JOB_TIMEOUT)
+                    await monitor.execute("cont")
+                return await monitor.ssh_port(), await monitor.qemu_version()
+
+            port, version = session(self.directory, finish)
+            found = read_process(child.pid)
+            if found is None:
+                raise VmError("QEMU ended right after its start")
+            record = self._save(
+                record,
+                phase="running",
+                pid=found.pid,
+                start_time=found.start_time,
+                ssh_port=port,
+                qemu_version=version,
+            )
+            if record.lifetime == "play":
+                process.guard(found)
+        except BaseException as exc:
+            child.kill()
+            child.wait()
+            self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+            if isinstance(exc, (VmError, MonitorError)):
+                raise self._start_error(record, exc) from exc
+            raise
+        child.returncode = 0  # it lives on: subprocess must not warn about it
+        return record
+
+    def _start_error(self, record: Record, exc: Exception) -> VmError:
+        log = waiting.last_lines(self.directory / qemu.QEMU_LOG, 10)
+        text = "; ".join(line for line in log if line) or "QEMU wrote nothing"
+        return VmError(f"the VM {record.name} did not start: {exc}: {text}", **self.evidence(record), phase="start")
+
+    def evidence(self, record: Record) -> dict[str, t.Any]:
+        return {
+            "command": record.command,
+            "command_line": shlex.join(record.command),
+            "console_tail": waiting.last_lines(self.directory / qemu.CONSOLE, 50, record.console_offset),
+        }
+
+    def _spawn(self, record: Record) -> subprocess.Popen[bytes]:
+        (self.directory / qemu.QMP_SOCKET).unlink(missing_ok=True)
+        with open(self.directory / qemu.QEMU_LOG, "wb") as log:
+            return subprocess.Popen(
+                record.command,
+                cwd=self.directory,
+                env={**os.environ, TOKEN_VARIABLE: record.token},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=0o077,
+            )
+
+    def _wait_for_monitor(self, child: subprocess.Popen[bytes], record: Record) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        socket_path = self.directory / qemu.QMP_SOCKET
+        while not socket_path.exists():
+            if child.poll() is not None:
+                raise VmError(f"QEMU ended with status {child.returncode}")
+            if time.monotonic() > deadline:
+                raise VmError(f"QEMU opened no monitor within {START_TIMEOUT:.0f} s")
+            time.sleep(0.01)
+
+    def _write_seed(self, record: Record) -> None:
+        if record.seed is None:
+            return
+        target = self.directory / qemu.SEED
+        with tempfile.TemporaryDirectory(prefix=".seed.", dir=self.directory) as folder:
+            texts = {
+                "user-data": record.seed.get("user_data") or "#cloud-config\n{}\n",
+                "meta-data": record.seed.get("meta_data") or f"instance-id: {record.name}\n",
+                "network-config": record.seed.get("network_config"),
+            }
+            names = [name for name, text in texts.items() if text is not None]
+            for name in names:
+                (Path(folder) / name).write_text(texts[name] or "", encoding="utf-8")
+            self._run(
+                [
+                    *(self.tools.xorriso, "-as", "genisoimage", "-quiet", "-output", f"{target}.new"),
+                    *("-volid", "cidata", "-joliet", "-rock", folder),
+                ]
+            )
+        os.chmod(f"{target}.new", 0o600)  # user-data may hold secrets
+        os.replace(f"{target}.new", target)
+
+    def _resume(self, record: Record) -> Record:
+        async def work(monitor: Monitor) -> int | None:
+            await monitor.settle_jobs(JOB_TIMEOUT)
+            await monitor.execute("cont")
+            return await monitor.ssh_port()
+
+        try:
+            port = session(self.directory, work)
+        except MonitorError as exc:
+            raise VmError(f"the interrupted snapshot could not be undone: {exc}", **self.evidence(record)) from exc
+        return self._save(record, phase="running", ssh_port=port)
+
+    def _snapshot(self, record: Record, wanted: Wanted) -> Record:
+        assert wanted.snapshot is not None
+        name = wanted.snapshot
+        record = self._save(record, phase="saving")
+
+        async def work(monitor: Monitor) -> None:
+            await monitor.execute("stop")
+            try:
+                await monitor.save(name, JOB_TIMEOUT)
+            except BaseException:
+                await monitor.execute("cont")
+                raise
+            if wanted.keep_running:
+                await monitor.execute("cont")
+
+        try:
+            session(self.directory, work)
+        except MonitorError as exc:
+            self._save(record, phase="running")
+            raise VmError(f"the snapshot {name} was not made: {exc}", **self.evidence(record)) from exc
+        saved = {"machine": asdict(record.machine), "qemu_version": record.qemu_version}
+        return self._save(
+            record,
+            phase="running",
+            snapshots={**record.snapshots, name: saved},
+        )
+
+    def _stop(self, record: Record, current: Current, graceful: bool) -> Record:
+        assert current.process is not None
+        self.stopped_by = None
+        if graceful and self.stop_timeout > 0:
+            with contextlib.suppress(MonitorError):
+                session(self.directory, lambda monitor: monitor.execute("system_powerdown"))
+                if process.wait(current.process, self.stop_timeout):
+                    self.stopped_by = "acpi"
+        if self.stopped_by is None:
+            with contextlib.suppress(MonitorError):
+                session(self.directory, Monitor.quit)
+                if process.wait(current.process, QUIT_TIMEOUT):
+                    self.stopped_by = "quit"
+        if self.stopped_by is None:
+            process.end(current.process, grace=5.0)
+            self.stopped_by = "signal"
+        return self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+
+    def _remove(self, record: Record | None) -> None:
+        if record is not None:
+            self._save(record, phase="removing")
+        for name in OWN_FILES:
+            (self.directory / name).unlink(missing_ok=True)
+            (self.directory / f"{name}.new").unlink(missing_ok=True)
+        for leftover in self.directory.glob(".seed.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self.directory.glob(f".{RECORD}.*"):
+            leftover.unlink(missing_ok=True)
+        (self.directory / RECORD).unlink(missing_ok=True)  # last: until now the next run could go on here
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()  # only if nothing else is in it
+
+    def _run(self, command: list[str]) -> str:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise VmError(f"{shlex.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+
+def _identity(image: str) -> tuple[int, int]:
+    try:
+        found = os.stat(image)
+    except OSError as exc:
+        raise VmError(f"image {image}: {exc.strerror}") from exc
+    return found.st_size, found.st_mtime_ns
+
+
+def detect_format(image: str) -> str:
+    """qcow2 says so in its first bytes; anything else is taken as it is."""
+    try:
+        with open(image, "rb") as handle:
+            return "qcow2" if handle.read(4) == b"QFI\xfb" else "raw"
+    except OSError as exc:
+        raise VmError(f"image {image}: {exc.strerror}") from exc

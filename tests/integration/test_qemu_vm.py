@@ -1,0 +1,376 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""qemu_vm with a real QEMU; the guests are boot sectors, so that a boot takes a moment and not a minute."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
+]
+pytest.importorskip("qemu.qmp")
+
+POWER_OFF = bytes.fromhex("ba0406 b80020 ef")  # mov dx,0x604; mov ax,0x2000; out dx,ax: ACPI's S5 on this board
+ENABLE_POWER_BUTTON = bytes.fromhex("ba0206 b80001 ef")  # mov dx,0x602; mov ax,0x100; out dx,ax
+READ_POWER_BUTTON = bytes.fromhex("ba0006 ed f6c401")  # mov dx,0x600; in ax,dx; test ah,1
+
+
+def boot_sector(message: str, ticks: int | None = None, power_button: bool = False) -> bytes:
+    """Writes the message to the serial port, then a dot with every tick of the timer (18 a second).
+
+    Powers itself off after *ticks*, or when the power button is pressed.
+    """
+    start = ENABLE_POWER_BUTTON if power_button else b""
+    start += b"\xb9" + struct.pack("<H", ticks or 0)  # mov cx,ticks
+    loop = bytes.fromhex("fb f4 ba f803 b02e ee")  # sti; hlt; mov dx,0x3f8; mov al,'.'; out dx,al
+    if ticks is not None:
+        loop += b"\x49\x75" + bytes([len(POWER_OFF)]) + POWER_OFF  # dec cx; jnz
+    if power_button:
+        loop += READ_POWER_BUTTON + b"\x74" + bytes([len(POWER_OFF)]) + POWER_OFF  # jz
+    loop += b"\xeb" + struct.pack("<b", -len(loop) - 2)
+    write = bytes.fromhex("ac 84c0 7406 baf803 ee ebf5")  # lodsb; test al,al; jz; mov dx,0x3f8; out dx,al; jmp
+    head_size = 8
+    text_at = 0x7C00 + head_size + len(write) + len(start) + len(loop)
+    head = bytes.fromhex("31c0 8ed8 be") + struct.pack("<H", text_at) + b"\xfc"  # ds=0; mov si,text; cld
+    assert len(head) == head_size
+    code = head + write + start + loop + message.encode() + b"\0"
+    return code.ljust(510, b"\0") + b"\x55\xaa"
+
+
+HANG = boot_sector("BOOT\r\n")
+BUTTON = boot_sector("BOOT\r\n", power_button=True)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Callable[[bytes], str]:
+    def make(sector: bytes, name: str = "disk, with = comma.img") -> str:
+        path = tmp_path / name
+        path.write_bytes(sector.ljust(1024 * 1024, b"\0"))
+        return str(path)
+
+    return make
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def ended(pid: int) -> Callable[[], bool]:
+    return lambda: not alive(pid)
+
+
+@pytest.fixture
+def vm(run_module, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """``vm(state="started", ...)`` in a runtime directory with a long path; nothing is left of it afterwards."""
+    default = tmp_path / ("a long name, " * 8).strip() / "vm"
+    used = set()
+
+    def run(_ok: bool = True, **params: Any) -> dict[str, Any]:
+        params = {"runtime_dir": str(default), "memory": 32, "cpus": 1, **params}
+        if params.get("state") not in (None, "started"):
+            params = {name: params[name] for name in params if name not in ("memory", "cpus")}
+        used.add(params["runtime_dir"])
+        result = run_module("qemu_vm", **params)
+        assert result["failed"] is not _ok, result.get("msg", "") + result.get("exception", "")
+        return result
+
+    yield run
+    pids = []
+    for directory in used:
+        record = Path(directory) / "vm.json"
+        if not record.exists():
+            continue
+        pids.append(json.loads(record.read_text())["pid"])
+        run_module("qemu_vm", state="absent", runtime_dir=directory)
+        assert not record.exists()
+    assert not [pid for pid in pids if pid and alive(pid)]
+
+
+def test_life_of_a_machine(vm, image) -> None:
+    disk = image(BUTTON)
+    before = Path(disk).read_bytes()
+
+    planned = vm(state="started", image=disk, _check=True)
+    assert planned["changed"] is True
+    assert planned["vm"]["pid"] is None
+    directory = Path(planned["vm"]["runtime_dir"])
+    assert not directory.exists()
+
+    first = vm(state="started", image=disk)
+    assert first["changed"] is True
+    assert set(first) == set(planned)
+    machine = first["vm"]
+    assert machine["state"] == "running"
+    assert alive(machine["pid"])
+    assert machine["ssh_port"] > 0
+    assert len(machine["qmp_socket"]) > 107
+    assert (directory.stat().st_mode & 0o777, (directory / "vm.json").stat().st_mode & 0o777) == (0o700, 0o600)
+    wait_until(lambda: "BOOT" in Path(machine["console_log"]).read_text())
+
+    again = vm(state="started", image=disk)
+    assert (again["changed"], again["vm"]) == (False, machine)
+    assert vm(state="started", _check=True)["changed"] is False
+    other = vm(state="started", memory=64, _ok=False)
+    assert "memory is 32, not 64" in other["msg"]
+
+    assert vm(state="stopped", _check=True)["changed"] is True
+    assert alive(machine["pid"])
+    stopped = vm(state="stopped", stop_timeout=30)
+    assert (stopped["changed"], stopped["stopped_by"], stopped["vm"]["state"]) == (True, "acpi", "stopped")
+    assert not alive(machine["pid"])
+    assert vm(state="stopped")["changed"] is False
+
+    restarted = vm(state="started", memory=64)
+    assert restarted["changed"] is True
+    assert "64" in restarted["vm"]["command"]
+
+    foreign = directory / "somebody else's file"
+    foreign.touch()
+    assert vm(state="absent", _check=True)["changed"] is True
+    assert (directory / "vm.json").exists()
+    absent = vm(state="absent")
+    assert (absent["changed"], absent["vm"]["state"]) == (True, "absent")
+    assert not alive(restarted["vm"]["pid"])
+    assert os.listdir(directory) == [foreign.name]
+    foreign.unlink()
+    directory.rmdir()
+    assert vm(state="absent")["changed"] is False
+    assert vm(state="stopped")["changed"] is False
+    assert not directory.exists()
+    assert Path(disk).read_bytes() == before
+
+
+def test_guest_that_ignores_the_power_button_is_stopped_all_the_same(vm, image) -> None:
+    pid = vm(state="started", image=image(HANG))["vm"]["pid"]
+    assert vm(state="stopped", stop_timeout=1)["stopped_by"] == "quit"
+    assert not alive(pid)
+
+
+def test_stopped_process_is_killed(vm, image) -> None:
+    pid = vm(state="started", image=image(HANG))["vm"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    assert vm(state="absent")["changed"] is True
+    assert not alive(pid)
+
+
+def test_machine_that_died_is_reported_and_started_again(vm, image) -> None:
+    disk = image(boot_sector("BOOT\r\n", ticks=4))
+    first = vm(state="started", image=disk)["vm"]
+    wait_until(ended(first["pid"]))
+    stopped = vm(state="stopped", _check=True)
+    assert stopped["changed"] is False
+    assert f"process {first['pid']} has ended" in stopped["reason"]
+    second = vm(state="started")
+    assert second["changed"] is True
+    assert f"process {first['pid']} has ended" in second["reason"]
+    wait_until(ended(second["vm"]["pid"]))
+    vm(state="stopped")
+    assert vm(state="stopped")["reason"] == "it is stopped"
+    assert Path(first["console_log"]).read_text().count("BOOT") == 2, "the log is appended to"
+
+
+def test_reused_process_number_is_neither_trusted_nor_killed(vm, image) -> None:
+    started = vm(state="started", image=image(HANG))["vm"]
+    os.kill(started["pid"], signal.SIGKILL)
+    wait_until(ended(started["pid"]))
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        path = Path(started["runtime_dir"]) / "vm.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "pid": stranger.pid}))
+        again = vm(state="started")
+        assert "has ended" in again["reason"]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": stranger.pid}))
+        vm(state="absent")
+        assert stranger.poll() is None
+        stranger.kill()
+    os.kill(again["vm"]["pid"], signal.SIGKILL)  # the altered record had hidden it
+
+
+@pytest.mark.parametrize("state", ["started", "stopped", "absent"])
+def test_run_that_was_killed_before_it_recorded_the_process_is_repaired(vm, image, state: str) -> None:
+    first = vm(state="started", image=image(HANG))["vm"]
+    path = Path(first["runtime_dir"]) / "vm.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "phase": "starting", "pid": None, "start_time": None}))
+    repaired = vm(state=state)
+    assert repaired["changed"] is True
+    assert not alive(first["pid"])
+    if state == "started":
+        assert alive(repaired["vm"]["pid"])
+
+
+def test_snapshot_and_restore(vm, image, tmp_path: Path) -> None:
+    disk = image(BUTTON)
+    running = vm(state="started", image=disk)["vm"]
+    console = Path(running["console_log"])
+    wait_until(lambda: "BOOT\n." in console.read_text())
+
+    assert vm(state="snapshot", snapshot="warm", _check=True)["changed"] is True
+    assert vm(state="snapshot", snapshot="warm", keep_running=True)["vm"]["pid"] == running["pid"]
+    saved = vm(state="snapshot", snapshot="warm")
+    assert (saved["changed"], saved["vm"]["state"], saved["vm"]["snapshots"]) == (True, "stopped", ["warm"])
+    assert not alive(running["pid"])
+    assert vm(state="snapshot", snapshot="warm")["changed"] is False
+    assert "memory of a running VM" in vm(state="snapshot", snapshot="cold", _ok=False)["msg"]
+
+    console.write_text("")
+    restored = vm(state="started", snapshot="warm")
+    assert restored["vm"]["restored_snapshot"] == "warm"
+    wait_until(lambda: "." in console.read_text())
+    assert "BOOT" not in console.read_text(), "it booted instead of going on"
+    assert vm(state="started", snapshot="warm")["changed"] is False
+    vm(state="stopped", stop_timeout=30)
+
+    # into another directory
+    copy = vm(state="started", runtime_dir=str(tmp_path / "copy"), warm_from=running["runtime_dir"], snapshot="warm")
+    assert copy["vm"]["restored_snapshot"] == "warm"
+    wait_until(lambda: "." in Path(copy["vm"]["console_log"]).read_text())
+    assert "BOOT" not in Path(copy["vm"]["console_log"]).read_text()
+
+    # the disk alone, taken elsewhere by somebody else
+    moved = tmp_path / "moved.qcow2"
+    shutil.copy(Path(running["runtime_dir"]) / "overlay.qcow2", moved)
+    elsewhere = {"runtime_dir": str(tmp_path / "elsewhere"), "image": str(moved), "overlay": False}
+    third = vm(state="started", snapshot="warm", **elsewhere)
+    wait_until(lambda: "." in Path(third["vm"]["console_log"]).read_text())
+
+    # what cannot work
+    unknown = vm(state="started", snapshot="nonsense", _ok=False)
+    assert "no snapshot nonsense" in unknown["msg"]
+    assert "['warm']" in unknown["msg"]
+    smaller = vm(state="started", snapshot="warm", memory=64, _ok=False)
+    assert "memory is 32, not 64" in smaller["msg"]
+    busy = vm(state="started", runtime_dir=str(tmp_path / "busy"), warm_from=copy["vm"]["runtime_dir"], _ok=False)
+    assert "is not stopped" in busy["msg"]
+    assert not (tmp_path / "busy").exists()
+
+
+def test_taken_port_is_an_error_and_free_ones_do_not_collide(vm, image, tmp_path: Path) -> None:
+    disk = image(HANG)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        taken = vm(state="started", image=disk, ssh_port=port, _ok=False)
+        assert "host forwarding" in taken["msg"]
+        assert "-netdev" in taken["command_line"]
+    free = vm(state="started", ssh_port=port)["vm"]
+    assert free["ssh_port"] == port
+    others = [vm(state="started", image=disk, runtime_dir=str(tmp_path / name))["vm"] for name in ("one", "two")]
+    assert len({free["ssh_port"], *(other["ssh_port"] for other in others)}) == 3
+
+
+def test_seed_is_a_nocloud_disk(vm, image) -> None:
+    seed = {"user_data": "#cloud-config\nhostname: probe\n", "network_config": "version: 2\n"}
+    started = vm(state="started", image=image(HANG), seed=seed, name="probe")["vm"]
+    iso = Path(started["runtime_dir"]) / "seed.iso"
+    assert iso.stat().st_mode & 0o777 == 0o600
+    raw = iso.read_bytes()
+    assert raw[0x8028:0x802E] == b"cidata"
+    listing = subprocess.run(
+        ["xorriso", "-indev", str(iso), "-find", "/", "-type", "f"], capture_output=True, text=True, check=True
+    ).stdout
+    assert set(listing.split()) == {"'/meta-data'", "'/network-config'", "'/user-data'"}
+    assert b"hostname: probe" in raw
+    assert b"instance-id: probe" in raw
+    assert not list(Path(started["runtime_dir"]).glob(".seed.*"))
+
+
+def test_uefi_machine_has_variables_of_its_own(vm, image) -> None:
+    if not Path("/usr/share/OVMF").is_dir():
+        pytest.skip("OVMF is not installed")
+    started = vm(state="started", image=image(HANG), firmware="uefi", memory=128)["vm"]
+    assert (Path(started["runtime_dir"]) / "uefi_vars.fd").exists()
+    assert alive(started["pid"])
+    # Its state can be saved although its variables are a writable raw disk.
+    vm(state="snapshot", snapshot="warm")
+    assert vm(state="started", memory=128, snapshot="warm")["vm"]["restored_snapshot"] == "warm"
+
+
+@pytest.mark.parametrize(
+    ("sector", "timeout", "message"),
+    [
+        (
+            boot_sector("[    1.0] Kernel panic - not syncing: no root\r\n"),
+            60,
+            "will not come up: [    1.0] Kernel panic",
+        ),
+        (boot_sector("BOOT\r\n", ticks=30), 60, "QEMU has ended while the guest was booting"),
+        (HANG, 3, "no answer of an SSH server within 3 s"),
+    ],
+)
+def test_guest_that_never_answers(vm, image, sector: bytes, timeout: int, message: str) -> None:
+    start = time.monotonic()
+    failed = vm(state="started", image=image(sector), wait_for="ssh", timeout=timeout, _ok=False)
+    assert time.monotonic() - start < 25
+    assert message in failed["msg"]
+    assert failed["phase"] == "wait_for_ssh"
+    assert "qemu-system-x86_64 -name" in failed["command_line"]
+    assert "The last lines of the console" in failed["msg"]
+    assert "qemu-system-x86_64 -name" in failed["msg"]
+    assert any("BOOT" in line or "panic" in line for line in failed["console_tail"])
+    assert failed["changed"] is True
+
+
+def test_machine_that_must_not_outlive_the_play(vm, image) -> None:
+    started = vm(state="started", image=image(HANG), lifetime="play")["vm"]
+    wait_until(ended(started["pid"]))
+    assert "has ended" in vm(state="stopped")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"state": "started"}, "image or warm_from is needed"),
+        ({"state": "started", "image": "/nonexistent.qcow2"}, "No such file"),
+        ({"state": "snapshot", "snapshot": "x"}, "no VM in this directory"),
+        ({"state": "snapshot"}, "snapshot"),
+        ({"state": "started", "warm_from": "/nonexistent"}, "there is no VM in /nonexistent"),
+    ],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_what_cannot_work_fails_in_check_mode_too(vm, tmp_path: Path, params, message: str, check: bool) -> None:
+    directory = tmp_path / "refused"
+    failed = vm(**params, runtime_dir=str(directory), _check=check, _ok=False)
+    assert message in failed["msg"]
+    assert failed["changed"] is False or "changed" not in failed
+    assert not directory.exists()
+
+
+def test_image_that_changed_under_its_overlay_is_refused(vm, image) -> None:
+    disk = image(HANG)
+    vm(state="started", image=disk)
+    vm(state="stopped", stop_timeout=0)
+    Path(disk).write_bytes(BUTTON.ljust(1024 * 1024, b"\0"))
+    assert "has changed since the overlay" in vm(state="started", _ok=False)["msg"]
+
+
+def test_damaged_disk_says_what_qemu_says(vm, tmp_path: Path) -> None:
+    disk = tmp_path / "broken.qcow2"
+    disk.write_bytes(b"QFI\xfb" + b"\xff" * 4096)
+    failed = vm(state="started", image=str(disk), overlay=False, _ok=False)
+    assert "did not start" in failed["msg"]
+    assert "qcow2" in failed["msg"]
+    assert vm(state="stopped")["changed"] is False
