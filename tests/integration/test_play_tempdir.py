@@ -1,0 +1,60 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The directory lives as long as the play, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - goldsmith.images.play_tempdir:
+      register: made
+    - ansible.builtin.copy:
+        content: "{{ made.path }}"
+        dest: "{{ report }}"
+        mode: "0600"
+    - ansible.builtin.wait_for:
+        path: "{{ report }}.go"
+"""
+
+
+def wait_until(condition, seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(found)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGKILL], ids=["end", "ctrl-c", "kill"])
+def test_it_is_gone_after_the_play(ansible_env: dict[str, str], tmp_path: Path, number: signal.Signals | None):
+    playbook, report = tmp_path / "play.yml", tmp_path / "report"
+    playbook.write_text(PLAY)
+    command = ["ansible-playbook", str(playbook), "-e", f"report={report}"]
+    play = subprocess.Popen(
+        command, env=ansible_env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        assert wait_until(lambda: report.exists() and report.read_text())
+        directory = Path(report.read_text())
+        assert directory.stat().st_mode & 0o777 == 0o700
+        if number is None:
+            Path(f"{report}.go").touch()
+        else:
+            os.killpg(play.pid, number)
+        play.wait(60)
+        assert wait_until(lambda: not directory.exists())
+    finally:
+        if play.poll() is None:
+            os.killpg(play.pid, signal.SIGKILL)
+            play.wait()
