@@ -151,7 +151,7 @@ path:
   description: The qcow2 file in the cache, or where it would be.
   returned: success
   type: str
-  sample: /root/.cache/goldsmith-images/entries/0f3a.../disk.qcow2
+  sample: /root/.cache/goldsmith-images/base_disks/entries/0f3a.../disk.qcow2
 key:
   description: The digest of everything that decides about the disk.
   returned: success
@@ -210,7 +210,7 @@ log:
   description: The file with the output of all commands; it grows while the work goes on.
   returned: always
   type: str
-  sample: /root/.cache/goldsmith-images/logs/0f3ac1b2d0a24cf0.log
+  sample: /root/.cache/goldsmith-images/base_disks/logs/0f3ac1b2d0a24cf0.log
 """
 
 from pathlib import Path
@@ -272,7 +272,7 @@ def main() -> None:
                 archive_state=None if p["archive_state"] is None else tuple(p["archive_state"]),
                 timeout=p["timeout"],
             )
-            folder = Path(p["cache_dir"] or _base_disk.default_cache_dir()).absolute()
+            folder = Path(p["cache_dir"] or _base_disk.default_cache_dir()).absolute() / "base_disks"
             cache = Cache(folder, parse_size(p["cache_max_size"]))
             result = _base_disk.get(request, cache, module.check_mode)
     except _base_disk.ERRORS as error:
