@@ -68,22 +68,27 @@ class Progress:
             except OSError as exc:
                 raise PackerError(f"progress_path: cannot write {path}: {exc.strerror}") from exc
 
-    def update(self, phase: str, build: str = "", last: str = "", state: str = "running") -> None:
+    def update(self, phase: str, build: str = "", last: str = "") -> None:
         now = time.time()
         news = {"phase": phase, "build": build}
         changed = bool(phase) and (not self._phases or {k: self._phases[-1][k] for k in news} != news)
         if changed:
             self._phases.append({**news, "at": round(now - self._started, 1)})
         self._state = {
-            "state": state,
+            "state": "running",
             **news,
             "last": last[:500],
             "started": self._started,
             "elapsed": round(now - self._started, 1),
             "phases": self._phases,
         }
-        if changed or state != "running" or now - self._written >= PROGRESS_INTERVAL:
+        if changed or now - self._written >= PROGRESS_INTERVAL:
             self._written = now
+            self._write()
+
+    def finish(self) -> None:
+        if self._state:
+            self._state.update(state="finished", elapsed=round(time.time() - self._started, 1))
             self._write()
 
     def _write(self) -> None:

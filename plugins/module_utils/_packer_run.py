@@ -239,7 +239,7 @@ class Run:
                 return
             self._build(only, stamp if only else None, {"salt": salt, "components": parts})
         finally:
-            self.progress.update(self.result["phase"], state="finished")
+            self.progress.finish()
             self.log.close()
 
     def _open_logs(self) -> None:
@@ -286,7 +286,7 @@ class Run:
             # A second time: only the unescaped text shows what was split or escaped in the raw line.
             text = self.redactor.text(report.feed(line, time.monotonic()))
             log.write(text)
-            if report.phase in ("boot", "connect") and not self.result["qemu_command"]:
+            if report.phase == "boot" and not self.result["qemu_command"]:
                 self.result["qemu_command"] = command_of(self.supervisor.token, "qemu")
             build = report.current.name if report.current else ""
             self.progress.update(phase or report.phase or "build", build, self.redactor.text(report.last))

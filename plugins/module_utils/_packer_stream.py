@@ -23,7 +23,7 @@ PHASE_TEXTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     for phase, pattern in (
         ("postprocess", r"^Running post-processor:"),
         ("download", r"^(Retrieving |Trying |Downloading |Creating CD disk|Copying hard drive|Resizing hard drive)"),
-        ("connect", r"^(Waiting for (SSH|WinRM) to become available|Using (ssh|winrm) communicator)"),
+        ("boot", r"^(Waiting for (SSH|WinRM) to become available|Using (ssh|winrm) communicator)"),
         ("provision", r"^(Connected to (SSH|WinRM)!|Provisioning with |Running local shell script|Uploading )"),
         ("shutdown", r"^(Gracefully halting|Halting the virtual|Waiting for shutdown|Stopping the source instance)"),
         ("convert", r"^(Converting hard drive|Creating (the )?(AMI|image)|Capturing the image|Exporting )"),

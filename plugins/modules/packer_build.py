@@ -291,8 +291,8 @@ rc:
   sample: 0
 phase:
   description:
-    - Where the run ended. V(init), V(validate), V(build), and during a build V(download), V(boot), V(connect),
-      V(provision), V(shutdown), V(convert) or V(postprocess).
+    - Where the run ended. V(init), V(validate), V(build), and during a build V(download), V(boot) (until the
+      machine answers), V(provision), V(shutdown), V(convert) or V(postprocess).
   returned: always
   type: str
   sample: convert
