@@ -55,6 +55,7 @@ def write_pip_settings(path: Path) -> None:
     for name, value in os.environ.items():
         if name.startswith("PIP_") and name != "PIP_CONFIG_FILE":
             settings.set("global", name[4:].lower().replace("_", "-"), "\n".join(value.split()))
+    settings.set("global", "quiet", "1")  # what it installs is not what a failure is about
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)  # it may hold the password of an index
     with path.open("w", encoding="utf-8") as stream:
