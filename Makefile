@@ -46,7 +46,7 @@ test-all: setup ## Every test, the slow matrix too
 
 .PHONY: bench
 bench: setup ## Measure: JSON with ratios against what one would do instead
-	.venv/bin/python -m tests.bench $(ARGS)
+	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench $(ARGS)
 
 .PHONY: readme
 readme: setup ## Write the variable tables of the role READMEs anew
