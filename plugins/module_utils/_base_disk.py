@@ -169,11 +169,11 @@ class _Bootstrap:
         )  # fmt: skip
         # Checked here, so that a wrong size is an error whether or not there is an entry for it.
         _disk.Layout(request.size, "")
-        self.state = list(request.archive_state) if request.archive_state is not None else None
-        if self.state is None:
-            state = _bootstrap.archive_state(self.recipe)
+        state = request.archive_state
+        self.state = list(state) if state is not None else _bootstrap.archive_state(self.recipe)
+        if not self.recipe.sources():
             # Mirrors that mmdebstrap chooses cannot be asked beforehand: then a day is what "the same state" means.
-            self.state = state or [time.strftime("%Y-%m-%d", time.gmtime())]
+            self.state.append(time.strftime("%Y-%m-%d", time.gmtime()))
 
     def inputs(self) -> dict[str, t.Any]:
         return {
