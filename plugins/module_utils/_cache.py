@@ -92,8 +92,8 @@ class Cache:
         """Say no to a folder that cannot be ours, without changing anything."""
         if not self.path.exists():
             parent = next(parent for parent in self.path.parents if parent.exists())
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise CacheError(f"the cache {self.path} cannot be made: {parent} is not writable")
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise CacheError(f"the cache {self.path} cannot be made: {parent} is not a writable folder")
             return
         if not self.path.is_dir():
             raise CacheError(f"the cache {self.path} is not a folder")
@@ -115,9 +115,12 @@ class Cache:
     def open(self) -> None:
         """Make the folder if need be, and remove what killed runs have left."""
         self.check()
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
-        for name in FOLDERS:
-            (self.path / name).mkdir(exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            for name in FOLDERS:
+                (self.path / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"the cache {self.path} cannot be made: {error.strerror}") from error
         marker = self.path / MARKER
         if not marker.exists():
             _write_atomically(marker, {"format": FORMAT, "owner": "goldsmith.images"})
