@@ -1,0 +1,215 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A signed apt repository with small stand-ins for the Kubernetes packages, served on loopback.
+
+The stand-ins have the names, versions, dependencies among each other and paths of the community's packages; the kubelet
+brings a real unit and a postinst that starts it, as a package made with debhelper does.
+Made with dpkg-deb, apt-ftparchive and gpg. Also a program: ``apt_repository.py FOLDER [PORT]`` serves until its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+TOOLS = ("dpkg-deb", "apt-ftparchive", "gpg")
+# Two minor versions, as a mirror may have them, and two patch releases of the first.
+VERSIONS = ("1.36.1-1.1", "1.36.2-1.1", "1.37.0-1.1")
+
+KUBELET_UNIT = """\
+[Unit]
+Description=kubelet: The Kubernetes Node Agent (stand-in)
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/usr/bin/kubelet
+Restart=always
+StartLimitInterval=0
+RestartSec=10
+
+[Install]
+WantedBy=multi-user.target
+"""
+KUBELET_POSTINST = """\
+#!/bin/sh
+set -e
+if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    deb-systemd-invoke start kubelet.service
+fi
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class AptRepository:
+    """What a client needs to know of it."""
+
+    folder: Path
+    key: str
+    fingerprint: str
+    port: int = 0
+
+    def url(self, host: str = "127.0.0.1") -> str:
+        """A guest on QEMU's user network finds the host's loopback at 10.0.2.2."""
+        return f"http://{host}:{self.port}/"
+
+
+def missing_tools() -> list[str]:
+    return [name for name in TOOLS if shutil.which(name) is None]
+
+
+def _script(answer: str, without_arguments: str = "exit 0") -> str:
+    return f'#!/bin/sh\nif [ $# -gt 0 ]; then echo "{answer}"; exit 0; fi\n{without_arguments}\n'
+
+
+def _build(target: Path, name: str, version: str, depends: str, files: dict[str, str], postinst: str = "") -> None:
+    with tempfile.TemporaryDirectory(prefix="stand-in-") as scratch:
+        root = Path(scratch)
+        control = root / "DEBIAN"
+        control.mkdir(mode=0o755)
+        control.joinpath("control").write_text(
+            textwrap.dedent(f"""\
+            Package: {name}
+            Version: {version}
+            Architecture: all
+            Maintainer: Nobody <nobody@example.org>
+            Section: admin
+            Priority: optional
+            Description: stand-in for {name}, for tests only
+            """)
+            + (f"Depends: {depends}\n" if depends else ""),
+            encoding="utf-8",
+        )
+        if postinst:
+            control.joinpath("postinst").write_text(postinst, encoding="utf-8")
+            control.joinpath("postinst").chmod(0o755)
+        for path, content in files.items():
+            file = root / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content, encoding="utf-8")
+            file.chmod(0o755 if content.startswith("#!") else 0o644)
+        root.chmod(0o755)
+        subprocess.run(
+            ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(root), str(target)],
+            check=True,
+            capture_output=True,
+        )
+
+
+def build_packages(folder: Path, versions: Sequence[str] = VERSIONS) -> None:
+    """Write the .deb files of every version."""
+    for version in versions:
+        upstream = version.partition("-")[0]
+        minor = upstream.rpartition(".")[0]
+        sleep = "exec sleep infinity"
+        packages: list[tuple[str, str, dict[str, str], str]] = [
+            ("cri-tools", "", {"/usr/bin/crictl": _script(f"crictl version v{upstream}")}, ""),
+            ("kubernetes-cni", "", {"/opt/cni/bin/loopback": _script("CNI loopback plugin of kubernetes-cni")}, ""),
+            ("kubectl", "", {"/usr/bin/kubectl": _script(f"Client Version: v{upstream}")}, ""),
+            ("kubeadm", f"cri-tools (>= {minor}.0)", {"/usr/bin/kubeadm": _script(f"v{upstream}")}, ""),
+            (
+                "kubelet",
+                "kubernetes-cni",
+                {
+                    "/usr/bin/kubelet": _script(f"Kubernetes v{upstream}", sleep),
+                    "/usr/lib/systemd/system/kubelet.service": KUBELET_UNIT,
+                },
+                KUBELET_POSTINST,
+            ),
+        ]
+        for name, depends, files, postinst in packages:
+            _build(folder / f"{name}_{version}_all.deb", name, version, depends, files, postinst)
+
+
+def make_key() -> tuple[Path, str, str]:
+    """A new signing key: its GnuPG home (the caller removes it), armored public key and fingerprint."""
+    # Not below a test's own folder: the path of the agent's socket may not be longer than 107 characters.
+    home = Path(tempfile.mkdtemp(prefix="gnupg-"))
+    _gpg(home, "--quick-generate-key", "Stand-in repository <nobody@example.org>", "ed25519", "sign", "never")
+    listing = [line.split(":") for line in _gpg(home, "--with-colons", "--list-keys").splitlines()]
+    fingerprint = next(fields[9] for fields in listing if fields[0] == "fpr")
+    return home, _gpg(home, "--armor", "--export", fingerprint), fingerprint
+
+
+def _gpg(home: Path, *arguments: str) -> str:
+    command = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _remove_key(home: Path) -> None:
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def index_and_sign(folder: Path, home: Path) -> None:
+    """Packages, Release and InRelease of a flat repository."""
+    for name in ("InRelease", "Release", "Packages"):
+        folder.joinpath(name).unlink(missing_ok=True)
+
+    def ftparchive(*arguments: str) -> str:
+        command = ["apt-ftparchive", "-o", "APT::FTPArchive::Release::Origin=stand-in", *arguments]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    folder.joinpath("Packages").write_text(ftparchive("packages", "."), encoding="utf-8")
+    release = ftparchive("release", ".")
+    folder.joinpath("Release").write_text(release, encoding="utf-8")
+    _gpg(home, "--clearsign", "--output", str(folder / "InRelease"), str(folder / "Release"))
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name in the base class
+        """A test's output is not the place for an access log."""
+
+
+@contextlib.contextmanager
+def serve(folder: Path, port: int = 0) -> Iterator[int]:
+    """Serve a folder on loopback; yields the port."""
+    handler = functools.partial(_Handler, directory=os.fspath(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def apt_repository(folder: Path, versions: Sequence[str] = VERSIONS, port: int = 0) -> Iterator[AptRepository]:
+    """Make, sign and serve the repository; the key is forgotten at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_packages(folder, versions)
+    home, key, fingerprint = make_key()
+    try:
+        index_and_sign(folder, home)
+        folder.joinpath("Release.key").write_text(key, encoding="utf-8")
+        with serve(folder, port) as actual:
+            yield AptRepository(folder, key, fingerprint, actual)
+    finally:
+        _remove_key(home)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with apt_repository(folder, port=int(sys.argv[2]) if len(sys.argv) > 2 else 0) as repository:
+        print(repository.url(), repository.fingerprint, folder / "Release.key", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
