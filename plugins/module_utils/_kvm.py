@@ -271,7 +271,7 @@ def _read(path: Path) -> str | None:
 
 def _cpu_flags(path: Path) -> set[str]:
     for line in (_read(path) or "").splitlines():
-        name, _, value = line.partition(":")
+        name, _colon, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
             return set(value.split())
     return set()

@@ -216,12 +216,12 @@ def _measure(run: t.Callable[[int], float], iterations: int, max_ns: float) -> f
     """
     run(1)  # pays for the page faults
     short, longer = iterations, 10 * iterations
-    base = min(run(short) for _ in range(3))
-    rate = (min(run(longer) for _ in range(3)) - base) / (longer - short) * 1e9
+    base = min(run(short) for _attempt in range(3))
+    rate = (min(run(longer) for _attempt in range(3)) - base) / (longer - short) * 1e9
     if rate > max_ns:
         return rate
     longest = 1000 * iterations
-    return max(0.0, (min(run(longest) for _ in range(2)) - base) / (longest - short) * 1e9)
+    return max(0.0, (min(run(longest) for _attempt in range(2)) - base) / (longest - short) * 1e9)
 
 
 def _create_vm(layer: Layer, device: int, machine: str) -> int:

@@ -29,7 +29,7 @@ from pathlib import Path
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_command as qemu
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_process as process
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_wait as waiting
-from ansible_collections.goldsmith.images.plugins.module_utils._owner import read_process
+from ansible_collections.goldsmith.images.plugins.module_utils._owner import Process, read_process
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_qmp import Monitor, MonitorError, session
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_state import (
     RECORD,
@@ -207,10 +207,10 @@ class Vm:
         if plan.resume:
             record = self._resume(record)
         if plan.save:
-            record = self._snapshot(record, wanted)
-        if plan.stop:
+            record = self._snapshot(record, wanted.snapshot or "", wanted.keep_running)
+        if plan.stop and current.process is not None:
             # After a snapshot the guest must not write any more: no orderly shutdown.
-            record = self._stop(record, current, graceful=not plan.save)
+            record = self._stop(record, current.process, graceful=not plan.save)
         if plan.record_death:
             record = self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
         return record
@@ -369,9 +369,7 @@ class Vm:
             raise VmError(f"the interrupted snapshot could not be undone: {exc}", **self.evidence(record)) from exc
         return self._save(record, phase="running", ssh_port=port)
 
-    def _snapshot(self, record: Record, wanted: Wanted) -> Record:
-        assert wanted.snapshot is not None
-        name = wanted.snapshot
+    def _snapshot(self, record: Record, name: str, keep_running: bool) -> Record:
         record = self._save(record, phase="saving")
 
         async def work(monitor: Monitor) -> None:
@@ -381,7 +379,7 @@ class Vm:
             except BaseException:
                 await monitor.execute("cont")
                 raise
-            if wanted.keep_running:
+            if keep_running:
                 await monitor.execute("cont")
 
         try:
@@ -396,21 +394,20 @@ class Vm:
             snapshots={**record.snapshots, name: saved},
         )
 
-    def _stop(self, record: Record, current: Current, graceful: bool) -> Record:
-        assert current.process is not None
+    def _stop(self, record: Record, running: Process, graceful: bool) -> Record:
         self.stopped_by = None
         if graceful and self.stop_timeout > 0:
             with contextlib.suppress(MonitorError):
                 session(self.directory, lambda monitor: monitor.execute("system_powerdown"))
-                if process.wait(current.process, self.stop_timeout):
+                if process.wait(running, self.stop_timeout):
                     self.stopped_by = "acpi"
         if self.stopped_by is None:
             with contextlib.suppress(MonitorError):
                 session(self.directory, Monitor.quit)
-                if process.wait(current.process, QUIT_TIMEOUT):
+                if process.wait(running, QUIT_TIMEOUT):
                     self.stopped_by = "quit"
         if self.stopped_by is None:
-            process.end(current.process, grace=5.0)
+            process.end(running, grace=5.0)
             self.stopped_by = "signal"
         return self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
 
