@@ -28,6 +28,7 @@ else:
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import DISK_NODE, QMP_SOCKET
 
 ANSWER_TIMEOUT = 15.0
+REFUSED_TIMEOUT = 1.0
 
 Result = t.TypeVar("Result")
 
@@ -121,7 +122,7 @@ async def _session(directory: Path, work: t.Callable[[Monitor], t.Awaitable[Resu
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
-            await asyncio.wait_for(client.connect(f"/proc/self/fd/{descriptor}/{QMP_SOCKET}"), ANSWER_TIMEOUT)
+            await asyncio.wait_for(_connect(client, f"/proc/self/fd/{descriptor}/{QMP_SOCKET}"), ANSWER_TIMEOUT)
         except asyncio.TimeoutError as exc:
             raise MonitorError(f"QEMU's monitor {directory / QMP_SOCKET} does not answer") from exc
         except (QMPError, OSError) as exc:
@@ -133,6 +134,19 @@ async def _session(directory: Path, work: t.Callable[[Monitor], t.Awaitable[Resu
                 await client.disconnect()
     finally:
         os.close(descriptor)
+
+
+async def _connect(client: t.Any, address: str) -> None:
+    # Between QEMU's bind() and its listen() the socket is there and refuses: seen once in twenty starts.
+    loop = asyncio.get_running_loop()
+    end = loop.time() + REFUSED_TIMEOUT
+    while True:
+        try:
+            return await client.connect(address)
+        except QMPError as exc:
+            if not isinstance(exc.__cause__, ConnectionRefusedError) or loop.time() > end:
+                raise
+        await asyncio.sleep(0.01)
 
 
 def parse_forwarded_port(text: str) -> int | None:

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
 ]
 pytest.importorskip("qemu.qmp")
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_state, _qemu_vm  # noqa: E402
 
 POWER_OFF = bytes.fromhex("ba0406 b80020 ef")  # mov dx,0x604; mov ax,0x2000; out dx,ax: ACPI's S5 on this board
 ENABLE_POWER_BUTTON = bytes.fromhex("ba0206 b80001 ef")  # mov dx,0x602; mov ax,0x100; out dx,ax
@@ -374,3 +375,31 @@ def test_damaged_disk_says_what_qemu_says(vm, tmp_path: Path) -> None:
     assert "did not start" in failed["msg"]
     assert "qcow2" in failed["msg"]
     assert vm(state="stopped")["changed"] is False
+
+
+def test_many_starts_and_stops_leave_nothing(image, tmp_path: Path) -> None:
+    tools = _qemu_vm.Tools(*(shutil.which(name) or name for name in ("qemu-system-x86_64", "qemu-img", "xorriso")))
+    directory = tmp_path / "vm"
+    directory.mkdir()
+    disk = image(HANG)
+
+    def reach(target: str) -> _qemu_state.Record | None:
+        wanted = _qemu_state.Wanted(state=target, image=disk, memory=32, cpus=1)
+        machine = _qemu_vm.Vm(directory, tools, stop_timeout=0)
+        with _qemu_vm.locked(directory):
+            current = _qemu_state.gather(directory)
+            plan = _qemu_state.decide(current, wanted)
+            assert plan.changed
+            return machine.apply(current, plan, machine.prepare(current, plan, wanted, None), wanted, None)
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    pids = []
+    for _turn in range(20):
+        record = reach("started")
+        assert record is not None
+        pids.append(record.pid)
+        reach("stopped")
+    reach("absent")
+    assert not [pid for pid in pids if pid is None or alive(pid)]
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not directory.exists()
