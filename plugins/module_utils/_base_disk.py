@@ -24,6 +24,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._command import (
     find_program,
     private_namespaces,
 )
+from ansible_collections.goldsmith.images.plugins.module_utils._owner import find_owner
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -125,7 +126,10 @@ def get(request: Request, cache: Cache, dry_run: bool) -> Result:
             cache.open()
             log = result.log
             log.write_text("", encoding="utf-8")
-            runner = phases.runner = Runner(log, deadline=time.monotonic() + request.timeout)
+            owner = find_owner()
+            runner = phases.runner = Runner(
+                log, deadline=time.monotonic() + request.timeout, abandoned=lambda: not owner.alive()
+            )
             entry, made = cache.make(
                 key,
                 lambda folder: maker.make(runner, folder, cache.path / "partial" / key),

@@ -19,7 +19,7 @@ import time
 import typing as t
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -27,6 +27,7 @@ TAIL_LINES = 20
 _LIBC = ctypes.CDLL(None)
 #: How long a command may take to end after SIGTERM before it is killed.
 GRACE = 10.0
+POLL = 1.0
 
 
 class CommandError(Exception):
@@ -68,6 +69,8 @@ class Runner:
     log: Path
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     deadline: float | None = None
+    #: Asked while a command runs: whether whoever wanted the result is gone.
+    abandoned: Callable[[], bool] = lambda: False
 
     def note(self, text: str) -> None:
         with self.log.open("a", encoding="utf-8") as log:
@@ -90,12 +93,7 @@ class Runner:
                 preexec_fn=_die_with_parent,
             )
             try:
-                remaining = None if self.deadline is None else max(self.deadline - time.monotonic(), 0.1)
-                process.communicate(data, timeout=remaining)
-            except subprocess.TimeoutExpired as error:
-                raise CommandError(
-                    f"{command_name(command)} did not end within the time limit; see {self.log}\n{self.tail(offset)}"
-                ) from error
+                self._wait(process, data, offset)
             finally:
                 end(process)
         if process.returncode != 0:
@@ -103,6 +101,19 @@ class Runner:
                 f"{command_name(command)} failed with exit status {process.returncode}; "
                 f"the last lines of its output ({self.log}):\n{self.tail(offset)}"
             )
+
+    def _wait(self, process: subprocess.Popen[bytes], data: bytes | None, offset: int) -> None:
+        while True:
+            try:
+                process.communicate(data, timeout=POLL)
+                return
+            except subprocess.TimeoutExpired:
+                data = None
+            name = command_name(process.args)  # type: ignore[arg-type]
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise CommandError(f"{name} did not end within the time limit; see {self.log}\n{self.tail(offset)}")
+            if self.abandoned():
+                raise Interrupted(f"{name} was ended: whoever asked for its result is gone")
 
     def tail(self, offset: int = 0) -> str:
         with self.log.open("rb") as log:

@@ -297,8 +297,13 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_bootstrap(ansible_env: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [("all", signal.SIGINT), ("all", signal.SIGTERM), ("module", signal.SIGKILL), ("controller", signal.SIGKILL)],
+)
+def test_interrupted_bootstrap(
+    ansible_env: dict[str, str], tmp_path: Path, victim: str, number: signal.Signals
+) -> None:
     cache = tmp_path / "cache"
     folder = cache / "base_disks"
     command = [str(shutil.which("ansible", path=ansible_env["PATH"])), "localhost", "-i", "localhost,", "-c", "local"]
@@ -310,8 +315,9 @@ def test_interrupted_bootstrap(ansible_env: dict[str, str], tmp_path: Path, numb
     try:
         logs = folder / "logs"
         wait_until(lambda: any("downloading packages" in log.read_text() for log in logs.glob("*.log")), 60)
-        if number == signal.SIGKILL:
-            # The module itself, not only the command on the terminal.
+        if victim == "controller":
+            os.kill(started.pid, number)
+        elif victim == "module":
             for pid in processes_with("AnsiballZ_base_disk", ansible_env["ANSIBLE_HOME"]):
                 os.kill(pid, number)
         else:
@@ -324,7 +330,7 @@ def test_interrupted_bootstrap(ansible_env: dict[str, str], tmp_path: Path, numb
             started.communicate()
     assert str(cache) not in Path("/proc/self/mountinfo").read_text()
     assert not list((folder / "entries").iterdir())
-    if number != signal.SIGKILL:
+    if victim != "module":
         assert not list((folder / "work").iterdir())
     Cache(folder, 10**9).open()
     assert not list((folder / "work").iterdir())
