@@ -83,12 +83,11 @@ def members(token: str, group: int = 0) -> list[int]:
 
 
 def command_of(token: str, prefix: str) -> list[str]:
-    """Command line of the first process of the run whose program name starts with the prefix."""
-    for pid in members(token):
-        words = _read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0")
-        if os.path.basename(words[0]).startswith(prefix.encode()):
-            return [word.decode(errors="replace") for word in words]
-    return []
+    """Command line of a process of the run whose program name starts with the prefix; not of a mere "-version" call."""
+    commands = [_read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0") for pid in members(token)]
+    matching = [words for words in commands if os.path.basename(words[0]).startswith(prefix.encode())]
+    longest = max(matching, key=len, default=[])
+    return [word.decode(errors="replace") for word in longest] if len(longest) > 2 else []
 
 
 def send(pids: t.Iterable[int], signum: int) -> None:

@@ -253,7 +253,7 @@ errors:
   sample: []
 warnings:
   description: Packer's warnings about the template, and those of this module.
-  returned: always
+  returned: when there are any
   type: list
   elements: str
   sample: []

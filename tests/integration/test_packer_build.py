@@ -64,7 +64,7 @@ source "qemu" "t" {
   accelerator      = "tcg"
   headless         = true
   memory           = 32
-  boot_wait        = "1s"
+  disable_vnc      = true
   communicator     = "none"
   shutdown_timeout = "5m"
   output_directory = "out"
@@ -457,7 +457,7 @@ def test_signal_to_the_module_ends_the_whole_build(
     params = hang_params(qemu_template, no_leftovers)
     module = Module(collections_path, tmp_path, **params)
     module.wait_for_phase("boot")
-    wait_until(lambda: any("qemu-system" in command for command in marked(no_leftovers)), 20, "the virtual machine")
+    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers)), 20, "the virtual machine")
     module.process.send_signal(signum)
     if signum != signal.SIGKILL:
         result = module.result()
@@ -466,6 +466,7 @@ def test_signal_to_the_module_ends_the_whole_build(
         assert f"cancelled ({signum.name})" in result["msg"]
         assert result["builds"][0]["status"] == "cancelled"
         assert "qemu-system" in result["qemu_command"][0]
+        assert "file=out/t.qcow2" in " ".join(result["qemu_command"])
     wait_until(lambda: not marked(no_leftovers), 12, "the end of the build")
 
     # The next run is not in the way of what was left, and succeeds.
@@ -506,7 +507,7 @@ def test_interrupt_of_ansible_playbook_ends_the_build(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_until(lambda: any("qemu-system" in command for command in marked(no_leftovers)), 30, "the virtual machine")
+    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers)), 30, "the virtual machine")
     os.killpg(process.pid, signal.SIGINT)
     process.wait(timeout=10)
     wait_until(lambda: not marked(no_leftovers), 12, "the end of the build")
@@ -522,7 +523,7 @@ def test_death_of_the_controller_ends_the_build(
     process = subprocess.Popen(
         playbook_command(ansible_env, playbook), env=ansible_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_until(lambda: any("qemu-system" in command for command in marked(no_leftovers)), 30, "the virtual machine")
+    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers)), 30, "the virtual machine")
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in [process.pid, *map(int, workers)]:
         os.kill(pid, signal.SIGKILL)
