@@ -94,8 +94,8 @@ def load_definition(
 ) -> dict[str, t.Any]:
     """Return *data* validated and completed from *defaults* (one level of nesting is merged).
 
-    *source* is the file's name, for messages. A role with a dot is a role of another collection and one with a slash
-    is a path; both are left to Ansible to find.
+    *source* is the file's name, for messages. A role with a dot is a role of another collection, which is left to
+    Ansible to find.
     """
     if not JSONSCHEMA_FOUND:
         raise DefinitionError("The Python library jsonschema is needed on the controller: pip install jsonschema")
@@ -158,7 +158,7 @@ def _names(key: str, data: dict[str, t.Any]) -> list[str]:
 
 
 def _unknown_names(key: str, data: dict[str, t.Any], known: t.Sequence[str]) -> list[str]:
-    own = [name for name in _names(key, data) if "." not in name and "/" not in name and name != "cleanup"]
+    own = [name for name in _names(key, data) if "." not in name and name != "cleanup"]
     return [f"{key}: unknown {key[:-1]} '{name}'{_allowed(name, known)}" for name in own if known and name not in known]
 
 

@@ -140,7 +140,7 @@ def image_inputs(
     """Return all that makes the image what it is, as flat name -> digest or value: the fingerprint's pre-image."""
     inputs = {f"definition {key}": value_digest(value) for key, value in definition.items() if key != "description"}
     for role in [*definition["roles"], "cleanup", "base_disk", "packer", "verify_image"]:
-        folder = collection / "roles" / role.rpartition(".")[2] if "/" not in role else Path(role)
+        folder = collection / "roles" / role.removeprefix("goldsmith.images.")
         inputs[f"role {role}"] = tree_digest(folder) if folder.is_dir() else "not part of this collection"
     inputs["collection plugins"] = tree_digest(collection / "plugins")
     inputs["playbook provision.yml"] = file_digest(collection / "playbooks" / "provision.yml")
