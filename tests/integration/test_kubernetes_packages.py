@@ -28,7 +28,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apt_reposit
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> root_tree.RootTree:
-    return root_tree.bootstrap(tmp_path_factory.mktemp("tree") / "pristine")
+    return root_tree.pristine(tmp_path_factory)
 
 
 @pytest.fixture

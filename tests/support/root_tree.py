@@ -13,7 +13,10 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 PACKAGES = ("ca-certificates", "kmod", "procps", "python3", "python3-apt", "systemd", "systemd-sysv")
 
@@ -63,8 +66,10 @@ class RootTree:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def play(self, roles: Sequence[str], env: Mapping[str, str], *options: str, **variables: Any) -> Played:
-        """Run roles against the tree with ansible-playbook."""
+    def play(
+        self, content: Sequence[str | dict[str, Any]], env: Mapping[str, str], *options: str, **variables: Any
+    ) -> Played:
+        """Run roles (names) and then tasks (mappings) against the tree with ansible-playbook."""
         work = self.path.parent / f"{self.path.name}.play"
         work.mkdir(exist_ok=True)
         host = {
@@ -73,7 +78,9 @@ class RootTree:
             "ansible_python_interpreter": "/usr/bin/python3",
         }
         (work / "inventory.json").write_text(json.dumps({"all": {"hosts": {"tree": host}}}), encoding="utf-8")
-        play = [{"hosts": "all", "gather_facts": False, "roles": list(roles)}]
+        roles = [item for item in content if isinstance(item, str)]
+        tasks = [item for item in content if not isinstance(item, str)]
+        play = [{"hosts": "all", "gather_facts": False, "roles": roles, "tasks": tasks}]
         (work / "play.json").write_text(json.dumps(play), encoding="utf-8")
         (work / "vars.json").write_text(json.dumps(variables), encoding="utf-8")
         command = ["ansible-playbook", "-i", "inventory.json", "-e", "@vars.json", *options, "play.json"]
@@ -106,3 +113,13 @@ def bootstrap(path: Path, suite: str = "trixie", packages: Sequence[str] = PACKA
     tree = RootTree(path)
     tree.run("apt-get", "update", "--quiet")
     return tree
+
+
+_made: dict[str, RootTree] = {}
+
+
+def pristine(factory: pytest.TempPathFactory, suite: str = "trixie") -> RootTree:
+    """One tree for all tests of a process; a test that writes takes a copy."""
+    if suite not in _made:
+        _made[suite] = bootstrap(factory.mktemp("root_tree") / suite, suite)
+    return _made[suite]

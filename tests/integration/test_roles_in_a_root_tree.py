@@ -1,0 +1,87 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Roles and modules against a Debian that is not booted, over the chroot connection."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tomllib
+from ansible_collections.goldsmith.images.tests.support import root_tree
+
+pytestmark = pytest.mark.skipif(bool(root_tree.missing()), reason=root_tree.missing())
+
+
+@pytest.fixture
+def tree(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> root_tree.RootTree:
+    return root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
+
+
+def test_container_runtime(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    role = "goldsmith.images.container_runtime"
+    first_look = tree.play([role], ansible_env, "--check")
+    assert first_look.code == 0, first_look.output
+    assert not (tree.path / "etc/containerd").exists()
+
+    first = tree.play([role], ansible_env)
+    assert first.code == 0, first.output
+    effective = tomllib.loads(tree.run("containerd", "config", "dump"))
+    cri = effective["plugins"]["io.containerd.grpc.v1.cri"]
+    assert effective["version"] == 2
+    assert cri["containerd"]["runtimes"]["runc"]["options"]["SystemdCgroup"] is True
+    assert cri["cni"]["bin_dir"] == "/opt/cni/bin"
+    assert cri["sandbox_image"] == "registry.k8s.io/pause:3.10.2"
+    assert tree.run("systemctl", "is-enabled", "containerd.service").strip() == "enabled"
+    # Every plugin of the package is in the list of links.
+    plugins = sorted(path.name for path in (tree.path / "usr/lib/cni").iterdir())
+    assert sorted(path.name for path in (tree.path / "opt/cni/bin").iterdir()) == plugins
+    assert tree.run("/opt/cni/bin/loopback", check=False) is not None
+    assert os.readlink(tree.path / "opt/cni/bin/loopback") == "/usr/lib/cni/loopback"
+
+    # A CNI has brought its own plugin in the meantime.
+    portmap = tree.path / "opt/cni/bin/portmap"
+    portmap.unlink()
+    portmap.write_text("newer")
+    second = tree.play([role], ansible_env)
+    assert second.code == 0, second.output
+    assert second.recap["changed"] == 0, second.output
+    assert portmap.read_text() == "newer"
+
+    too_old = tree.play([role], ansible_env, container_runtime_minimum_version="99.0.0")
+    assert too_old.code != 0
+    assert "older than 99.0.0" in " ".join(too_old.output.split())
+
+
+def test_units_are_set_without_a_running_systemd(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    task = {
+        "goldsmith.images.systemd_units": {
+            "enabled": ["systemd-networkd", "getty@tty7"],
+            "disabled": ["getty@tty1"],
+            "masked": ["swap.target", "not-yet.service"],
+            "started": ["systemd-networkd"],
+            "default_target": "multi-user.target",
+            "offline": True,
+        },
+        "register": "result",
+    }
+    show = {"ansible.builtin.debug": {"msg": "skipped: {{ result.skipped_units }}"}}
+    predicted = tree.play([task, show], ansible_env, "--check", "--diff")
+    assert "+default target: multi-user.target" in predicted.output
+    assert tree.run("systemctl", "is-enabled", "systemd-networkd", check=False).strip() == "disabled"
+
+    first = tree.play([task, show], ansible_env)
+    assert first.code == 0, first.output
+    assert "systemd-networkd.service" in first.output.partition("skipped:")[2]
+    units = ["systemd-networkd", "getty@tty7", "getty@tty1", "swap.target", "not-yet.service"]
+    states = tree.run("systemctl", "is-enabled", *units, check=False).split()
+    assert states == ["enabled", "enabled", "disabled", "masked", "masked"]
+    assert tree.run("systemctl", "get-default").strip() == "multi-user.target"
+    assert tree.play([task], ansible_env).recap["changed"] == 0
+
+    missing = tree.play([{"goldsmith.images.systemd_units": {"enabled": ["nope"], "offline": True}}], ansible_env)
+    assert "no such unit: nope.service" in missing.output
+    online = tree.play([{"goldsmith.images.systemd_units": {"enabled": ["systemd-networkd"]}}], ansible_env)
+    assert "'offline'" in online.output
