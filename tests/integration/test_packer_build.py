@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -138,18 +139,14 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def temporary_files() -> set[str]:
-    return {str(path) for pattern in ("gp-*", "packer*", ".packer_build*") for path in Path("/tmp").glob(pattern)}
-
-
 @pytest.fixture
-def no_leftovers() -> Iterator[str]:
-    """A mark for the build's environment; afterwards no process has it and no temporary file is left."""
-    mark, before = uuid.uuid4().hex, temporary_files()
-    yield mark
-    wait_until(lambda: not marked(mark), 15, "the end of all processes of the build")
-    # Other tests may run Packer at the same time: files that vanish by themselves are not ours.
-    wait_until(lambda: not temporary_files() - before, 20, f"removal of {temporary_files() - before}")
+def no_leftovers() -> Iterator[dict[str, str]]:
+    """An environment for the build; afterwards no process has it and nothing is left in its temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="gpt-", dir="/tmp") as directory:
+        environment = {"MARK": uuid.uuid4().hex, "TMPDIR": directory}
+        yield environment
+        wait_until(lambda: not marked(environment["MARK"]), 15, "the end of all processes of the build")
+        wait_until(lambda: not os.listdir(directory), 5, f"removal of {os.listdir(directory)}")
 
 
 class Module:
@@ -352,7 +349,7 @@ SECRETS = [
 
 @pytest.mark.parametrize(("secret", "rc"), SECRETS)
 def test_secret_is_found_nowhere(
-    ansible_env: dict[str, str], tmp_path: Path, work: Path, no_leftovers: str, secret: str, rc: str
+    ansible_env: dict[str, str], tmp_path: Path, work: Path, no_leftovers: dict[str, str], secret: str, rc: str
 ) -> None:
     (work / "shell.pkr.hcl").write_text(SHELL_TEMPLATE)
     playbook = write_playbook(
@@ -363,7 +360,7 @@ def test_secret_is_found_nowhere(
         log_path="build.log",
         progress_path="progress.json",
         packer_log=True,
-        environment={"MARK": no_leftovers},
+        environment=no_leftovers,
     )
     seen: set[str] = set()
     with (tmp_path / "terminal").open("w") as terminal:
@@ -436,7 +433,7 @@ def test_terminal_gets_one_updated_line(ansible_env: dict[str, str], tmp_path: P
     assert not any(b"\n" in update for update in updates[:-1])
 
 
-def hang_params(qemu_template: Path, mark: str) -> dict[str, Any]:
+def hang_params(qemu_template: Path, environment: dict[str, str]) -> dict[str, Any]:
     work = qemu_template.parent
     return {
         "template": str(qemu_template),
@@ -445,19 +442,21 @@ def hang_params(qemu_template: Path, mark: str) -> dict[str, Any]:
         "progress_path": str(work / "progress.json"),
         "console_log": "console.log",
         "cancel_grace": 5,
-        "environment": {"MARK": mark},
+        "environment": environment,
     }
 
 
 @needs_qemu
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_signal_to_the_module_ends_the_whole_build(
-    collections_path: str, tmp_path: Path, qemu_template: Path, no_leftovers: str, signum: signal.Signals
+    collections_path: str, tmp_path: Path, qemu_template: Path, no_leftovers: dict[str, str], signum: signal.Signals
 ) -> None:
     params = hang_params(qemu_template, no_leftovers)
     module = Module(collections_path, tmp_path, **params)
     module.wait_for_phase("boot")
-    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers)), 20, "the virtual machine")
+    wait_until(
+        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 20, "the virtual machine"
+    )
     module.process.send_signal(signum)
     if signum != signal.SIGKILL:
         result = module.result()
@@ -467,7 +466,7 @@ def test_signal_to_the_module_ends_the_whole_build(
         assert result["builds"][0]["status"] == "cancelled"
         assert "qemu-system" in result["qemu_command"][0]
         assert "file=out/t.qcow2" in " ".join(result["qemu_command"])
-    wait_until(lambda: not marked(no_leftovers), 12, "the end of the build")
+    wait_until(lambda: not marked(no_leftovers["MARK"]), 12, "the end of the build")
 
     # The next run is not in the way of what was left, and succeeds.
     params["variables"] = {"disk": "off.raw"}
@@ -478,7 +477,7 @@ def test_signal_to_the_module_ends_the_whole_build(
 
 @needs_qemu
 def test_timeout_tells_phase_and_leaves_nothing(
-    collections_path: str, tmp_path: Path, qemu_template: Path, no_leftovers: str
+    collections_path: str, tmp_path: Path, qemu_template: Path, no_leftovers: dict[str, str]
 ) -> None:
     (qemu_template.parent / "console.log").write_text("old\n" * 60 + "login:\r\n")
     text = QEMU_TEMPLATE.replace('"file:console.log"', '"null"')
@@ -494,7 +493,7 @@ def test_timeout_tells_phase_and_leaves_nothing(
 
 @needs_qemu
 def test_interrupt_of_ansible_playbook_ends_the_build(
-    ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path, no_leftovers: str
+    ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path, no_leftovers: dict[str, str]
 ) -> None:
     playbook = write_playbook(
         tmp_path / "play.yml",
@@ -507,37 +506,43 @@ def test_interrupt_of_ansible_playbook_ends_the_build(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers)), 30, "the virtual machine")
+    wait_until(
+        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 30, "the virtual machine"
+    )
     os.killpg(process.pid, signal.SIGINT)
     process.wait(timeout=10)
-    wait_until(lambda: not marked(no_leftovers), 12, "the end of the build")
+    wait_until(lambda: not marked(no_leftovers["MARK"]), 12, "the end of the build")
     assert not list(Path(ansible_env["ANSIBLE_REMOTE_TMP"]).glob("ansible-tmp-*"))
 
 
 @needs_qemu
 def test_death_of_the_controller_ends_the_build(
-    ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path, no_leftovers: str
+    ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path, no_leftovers: dict[str, str]
 ) -> None:
     """SIGKILL for everything of Ansible: only the closed pipe tells the module."""
     playbook = write_playbook(tmp_path / "play.yml", **hang_params(qemu_template, no_leftovers))
     process = subprocess.Popen(
         playbook_command(ansible_env, playbook), env=ansible_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers)), 30, "the virtual machine")
+    wait_until(
+        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 30, "the virtual machine"
+    )
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in [process.pid, *map(int, workers)]:
         os.kill(pid, signal.SIGKILL)
     process.wait(timeout=10)
-    wait_until(lambda: not marked(no_leftovers), 12, "the end of the build")
+    wait_until(lambda: not marked(no_leftovers["MARK"]), 12, "the end of the build")
 
 
-def test_two_runs_on_one_state_file(collections_path: str, tmp_path: Path, work: Path, no_leftovers: str) -> None:
+def test_two_runs_on_one_state_file(
+    collections_path: str, tmp_path: Path, work: Path, no_leftovers: dict[str, str]
+) -> None:
     (work / "shell.pkr.hcl").write_text(SHELL_TEMPLATE)
     params: dict[str, Any] = {
         "template": str(work / "shell.pkr.hcl"),
         "sensitive_variables": {"pw": "something"},
         "progress_path": str(tmp_path / "progress.json"),
-        "environment": {"MARK": no_leftovers},
+        "environment": no_leftovers,
     }
     first = Module(collections_path, tmp_path, **params)
     first.wait_for_phase("provision")
