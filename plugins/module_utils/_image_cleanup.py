@@ -155,9 +155,9 @@ def expand(patterns: t.Iterable[str], context: Context) -> list[str]:
 
 
 def kept_paths(rule: Rule, context: Context) -> list[str]:
-    patterns = [*rule.keep, *context.keep_paths]
+    patterns = [*rule.keep, *context.keep_paths, *map(glob.escape, context.in_use)]
     if context.live:
-        patterns += [*rule.live_keep, *map(glob.escape, context.in_use)]
+        patterns += rule.live_keep
     return expand(patterns, context)
 
 

@@ -11,8 +11,8 @@ short_description: Enforce the rules of a clean-up contract on a machine that be
 version_added: "0.1.0"
 author: goldsmith.images contributors (@goldsmith-images)
 description:
-  - Removes what must not be in an image, and writes what must be, by a list of rules. The role P(goldsmith.images.cleanup#role)
-    has such a list in its file C(contract.yml).
+  - Removes what must not be in an image, and writes what must be, by a list of rules. The role
+    P(goldsmith.images.cleanup#role) has such a list in its file C(contract.yml).
   - Links are never followed and mounted file systems below a path are left alone.
 extends_documentation_fragment:
   - goldsmith.images.attributes
@@ -29,7 +29,8 @@ options:
   rules:
     description:
       - The rules. Each needs C(id), C(state) (C(absent), C(empty_directory), C(no_files), C(content), C(link) or
-        C(no_lines)) and C(paths), a list of globs. The other keys are described at the top of the role's C(contract.yml).
+        C(no_lines)) and C(paths), a list of globs. The other keys are described at the top of the role's
+        C(contract.yml).
     type: list
     elements: dict
     required: true
@@ -49,8 +50,8 @@ options:
     default: []
   live:
     description:
-      - The machine is booted and is to stay reachable. What its services and this connection are using (C(live_keep) of the
-        rules) stays, and what a running machine writes again at once (C(volatile)) does not count as a change.
+      - The machine is booted and is to stay reachable. What its services and this connection are using (C(live_keep) of
+        the rules) stays, and what a running machine writes again at once (C(volatile)) does not count as a change.
     type: bool
     default: false
   final:
@@ -59,7 +60,8 @@ options:
     default: true
   build_user:
     description:
-      - The throw-away user of the build, for the rules that name it. It is removed, with its group and home, if O(final).
+      - The throw-away user of the build, for the rules that name it. It is removed, with its group and home, if
+        O(final).
     type: str
     default: ""
 """
@@ -140,9 +142,12 @@ def argument_spec() -> dict[str, t.Any]:
     }
 
 
-def own_paths(module: AnsibleModule) -> tuple[str, ...]:
-    """Where this module's own code lies: it may be under a path that is cleaned, and parts of it are loaded late."""
-    candidates = [module.tmpdir, os.path.dirname(os.path.abspath(sys.argv[0]))]
+def own_paths() -> tuple[str, ...]:
+    """Where this module's own code lies: it may be under a path that is cleaned, and parts of it are loaded late.
+
+    Not module.tmpdir: asking for it makes it, in a folder that the contract removes.
+    """
+    candidates = [os.path.dirname(os.path.abspath(sys.argv[0]))]
     candidates += [path if os.path.isdir(path) else os.path.dirname(path) for path in sys.path if "ansible" in path]
     return tuple(path for path in dict.fromkeys(map(os.path.realpath, candidates)) if path.count("/") > 1)
 
@@ -152,7 +157,8 @@ def remove_user(module: AnsibleModule, name: str) -> bool:
     if not name or not logic.user_exists(name):
         return False
     if not module.check_mode:
-        code, out, err = module.run_command([module.get_bin_path("userdel", required=True), "--force", "--remove", name])
+        userdel = module.get_bin_path("userdel", required=True)
+        code, out, err = module.run_command([userdel, "--force", "--remove", name])
         if logic.user_exists(name):
             raise logic.ImageCleanupError(f"userdel {name} (exit {code}): {(err or out).strip()}")
     return True
@@ -167,7 +173,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     context = logic.Context(
         choices={key: str(value) for key, value in params["choices"].items()},
         keep_paths=tuple(params["keep_paths"]),
-        in_use=own_paths(module),
+        in_use=own_paths(),
         skip_rules=tuple(params["skip_rules"]),
         live=params["live"],
         final=params["final"],
