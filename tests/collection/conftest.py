@@ -34,10 +34,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "LC_ALL": "C.UTF-8",
             "NO_COLOR": "1",
             "ANSIBLE_HOME": str(ansible_home),
-            **env,
         }
-        # Its own interpreter settings; an inherited one could make the checkout visible where it should not be.
-        environment.pop("PYTHONPATH", None)
+        # Inherited ones could make the checkout visible where it should not be.
+        for name in ("PYTHONPATH", "ANSIBLE_CONFIG", "ANSIBLE_COLLECTIONS_PATH"):
+            environment.pop(name, None)
+        environment.update(env)
         done = subprocess.run(
             [str(part) for part in command],
             cwd=cwd,

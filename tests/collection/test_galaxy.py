@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -37,30 +37,27 @@ def archive(run: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def installed(run: Callable[..., str], archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collections path with nothing but the built collection in it."""
-    path = tmp_path_factory.mktemp("installed")
-    # What it depends on is in the Python package `ansible`; a user's ansible-galaxy would download it.
-    run("ansible-galaxy", "collection", "install", archive, "-p", path, "--no-deps", "--offline")
-    return path
-
-
-@pytest.fixture(scope="module")
-def used(run: Callable[..., str], installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Run a command as a user who has the collection installed and no checkout."""
+def used(run: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Run a command as a user who has no checkout, and whose collections path is the folder `installed` alone."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "ansible.cfg").touch()
 
-    def used(*command: str) -> str:
+    def used(*command: str | Path) -> str:
         return run(
             *command,
             cwd=elsewhere,
             ANSIBLE_CONFIG=str(elsewhere / "ansible.cfg"),
-            ANSIBLE_COLLECTIONS_PATH=str(installed),
+            ANSIBLE_COLLECTIONS_PATH=str(elsewhere / "installed"),
             ANSIBLE_INJECT_FACT_VARS="false",
         )
 
     return used
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(used: Callable[..., str], archive: Path) -> None:
+    # What it depends on is in the Python package `ansible`; a user's ansible-galaxy would download it.
+    used("ansible-galaxy", "collection", "install", archive, "-p", "installed", "--no-deps", "--offline")
 
 
 def plugins(kind: str) -> list[str]:
@@ -74,7 +71,7 @@ def test_only_what_a_user_needs_is_shipped(archive: Path) -> None:
     assert not [name for name in names if name.endswith((".pyc", ".qcow2", ".log"))]
 
 
-def test_plugins_are_documented_there(used: Any, installed: Path) -> None:
+def test_plugins_are_documented_there(used: Callable[..., str]) -> None:
     kinds = {kind: plugins(kind) for kind in DOCUMENTED}
     kinds["module"] = plugins("modules")
     assert kinds["module"]
@@ -87,11 +84,11 @@ def test_plugins_are_documented_there(used: Any, installed: Path) -> None:
         found = json.loads(said[said.index("{") :])
         assert sorted(found) == wanted, said[: said.index("{")]
         for name, entry in found.items():
-            assert entry["doc"]["filename"].startswith(str(installed)), f"{name} was not taken from the installed copy"
+            assert "/installed/" in entry["doc"]["filename"], f"{name} was not taken from the installed copy"
             assert entry["examples"] or kind == "callback", f"{name} has no examples"
 
 
-def test_roles_are_documented_there(used: Any) -> None:
+def test_roles_are_documented_there(used: Callable[..., str]) -> None:
     roles = sorted(path.name for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
     assert roles
     for role in roles:
@@ -101,7 +98,7 @@ def test_roles_are_documented_there(used: Any) -> None:
         assert entry_points["main"]["description"], role
 
 
-def test_playbooks_are_found_by_name(used: Any) -> None:
+def test_playbooks_are_found_by_name(used: Callable[..., str]) -> None:
     # A file name with a dash has no such name; those only import one of these.
     playbooks = [path.stem for path in (CHECKOUT / "playbooks").glob("*.yml") if "-" not in path.stem]
     assert "build_image" in playbooks
