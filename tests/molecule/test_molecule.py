@@ -82,6 +82,8 @@ class Runner:
             "ANSIBLE_COLLECTIONS_PATH": ":".join(filter(None, path)),
             "MOLECULE_EPHEMERAL_DIRECTORY": str(work),
             "MOLECULE_LOGS": str(logs),
+            # The machine ends with this run of molecule, however that ends.
+            "MOLECULE_VM_LIFETIME": "play",
             "PY_COLORS": "0",
             "ANSIBLE_NOCOLOR": "1",
         }
