@@ -93,7 +93,12 @@ def test_an_exact_version_and_then_a_newer_one(
     tree: root_tree.RootTree, repository: apt_repository.AptRepository, ansible_env: dict[str, str]
 ) -> None:
     for version in ("1.36.1-1.1", "1.36.2-1.1"):
-        settings = variables(repository, kubernetes_prerequisites_package_version=version)
+        # The key is fetched this time.
+        settings = variables(
+            repository,
+            kubernetes_prerequisites_package_version=version,
+            kubernetes_prerequisites_repository_key="",
+        )
         played = tree.play([ROLE], ansible_env, **settings)
         assert played.code == 0, played.output
         assert versions(tree)["kubelet"] == versions(tree)["kubeadm"] == version
