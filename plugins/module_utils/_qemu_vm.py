@@ -322,7 +322,6 @@ class Vm:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                umask=0o077,
             )
 
     def _wait_for_monitor(self, child: subprocess.Popen[bytes], record: Record) -> None:

@@ -37,7 +37,7 @@ def wait_for_ssh(process: Process, port: int, console: Path, offset: int, timeou
     That the port can be connected to means nothing: QEMU itself accepts before anybody listens in the guest.
     """
     deadline = time.monotonic() + timeout
-    patience = 2.0
+    patience = 4.0  # a busy emulated guest takes a second or two to greet; giving up makes it begin anew
     while True:
         if not process.alive():
             raise NoAnswer("QEMU has ended while the guest was booting")

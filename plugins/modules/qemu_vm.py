@@ -121,8 +121,8 @@ options:
     description:
       - With O(state=snapshot) the name to save under; an older snapshot of this name is replaced.
       - With O(state=started) the name of a snapshot in the disk that a VM which is not running is restored from.
-      - A restored guest's clock stands at the time of the snapshot until somebody sets it, for example with C(date -s)
-        over SSH or with C(hwclock --hctosys), because the emulated hardware clock shows the host's time.
+      - A restored guest's clock stands at the time of the snapshot until somebody sets it. The emulated hardware clock
+        shows the host's time, so inside the guest C(date -s @$(cat /sys/class/rtc/rtc0/since_epoch)) is enough.
     type: str
   keep_running:
     description: With O(state=snapshot), let the VM run on.
@@ -363,6 +363,7 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
             directory.mkdir(mode=0o700, parents=True)
         except OSError as exc:
             raise VmError(f"cannot make {directory}: {exc.strerror}") from exc
+    os.umask(0o077)  # a seed, a log or the memory in a snapshot may hold secrets
     try:
         with locked(directory) if directory.is_dir() else contextlib.nullcontext():
             current = gather(directory)
