@@ -68,7 +68,8 @@ def find_owner() -> Process:
             break
         pid = int(fields[1])
     owner = play or session or parent or read_process(os.getpid())
-    assert owner is not None
+    if owner is None:
+        raise LockError("/proc does not show this process: is it mounted?")
     return owner
 
 
