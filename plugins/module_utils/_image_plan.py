@@ -149,6 +149,12 @@ def image_inputs(
     return inputs
 
 
+def build_fingerprint(inputs: t.Mapping[str, str]) -> str:
+    """Return the digest of those inputs that go into the image: a failed check is repeated without another build."""
+    judging = {"role verify_image", "definition checks", "definition budgets"}
+    return value_digest({name: value for name, value in inputs.items() if name not in judging})
+
+
 def why_build(inputs: t.Mapping[str, str], image: Path, manifest: Path) -> list[str]:
     """Return the reasons why the image has to be built; empty when the finished one is what would be built."""
     try:

@@ -89,6 +89,10 @@ archive_state:
   returned: success
   type: list
   elements: str
+build_fingerprint:
+  description: The same as RV(fingerprint) over what goes into the image, without what only judges it.
+  returned: success
+  type: str
 build:
   description: Whether the image has to be built.
   returned: success
@@ -268,6 +272,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
         "accelerator": asdict(accelerator),
         "archive_state": archive_states,
         "build": bool(reasons),
+        "build_fingerprint": planning.build_fingerprint(inputs),
         "reasons": reasons,
         "cpus": cpus,
         "fingerprint": planning.value_digest(inputs),

@@ -124,3 +124,10 @@ def test_a_damaged_manifest_is_a_reason(finished, content):
 
 def test_no_manifest_is_a_reason(tmp_path: Path):
     assert planning.why_build({}, tmp_path / "i", tmp_path / "m") == ["there is no finished image yet"]
+
+
+def test_a_changed_check_does_not_change_what_is_in_the_image():
+    inputs = {"role hardening": "1", "role verify_image": "1", "definition checks": "1"}
+    fingerprint = planning.build_fingerprint(inputs)
+    assert planning.build_fingerprint({**inputs, "role verify_image": "2", "definition checks": "2"}) == fingerprint
+    assert planning.build_fingerprint({**inputs, "role hardening": "2"}) != fingerprint
