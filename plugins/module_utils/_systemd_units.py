@@ -49,7 +49,7 @@ RUNNING = frozenset({"active", "activating", "reloading", "refreshing"})
 STOPPED = frozenset({"inactive", "failed", "deactivating", "unknown", ""})
 MISSING = "not-found"
 
-SHOW_PROPERTIES = "Id,LoadState,ActiveState,UnitFileState"
+SHOW_PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,ActiveEnterTimestampMonotonic"
 
 
 class SystemdUnitsError(Exception):
@@ -68,6 +68,7 @@ class Wishes:
     stopped: tuple[str, ...] = ()
     restarted: tuple[str, ...] = ()
     reloaded: tuple[str, ...] = ()
+    restarted_for: tuple[tuple[str, tuple[str, ...]], ...] = ()
     daemon_reload: bool = False
     default_target: str = ""
     offline: bool = False
@@ -75,7 +76,7 @@ class Wishes:
 
     def all_units(self) -> list[str]:
         lists = (self.enabled, self.disabled, self.masked, self.unmasked)
-        run_lists = (self.started, self.stopped, self.restarted, self.reloaded)
+        run_lists = (self.started, self.stopped, self.restarted, self.reloaded, dict(self.restarted_for))
         return sorted({name for names in lists + run_lists for name in names})
 
 
@@ -85,6 +86,8 @@ class UnitState:
 
     file_state: str = MISSING
     active_state: str = "inactive"
+    # Seconds of the monotonic clock; 0 if it has not been started since the boot.
+    active_since: float = 0.0
 
     @property
     def missing(self) -> bool:
@@ -122,6 +125,9 @@ def make_wishes(params: t.Mapping[str, t.Any]) -> Wishes:
         stopped=names("stopped"),
         restarted=names("restarted"),
         reloaded=names("reloaded"),
+        restarted_for=tuple(
+            (full_name(name), tuple(paths)) for name, paths in (params.get("restarted_for") or {}).items()
+        ),
         daemon_reload=bool(params.get("daemon_reload")),
         default_target=params.get("default_target") or "",
         offline=bool(params.get("offline")),
@@ -181,7 +187,19 @@ def parse_show(names: t.Sequence[str], output: str) -> dict[str, UnitState]:
         elif not file_state:
             # A unit without a file of its own, made by the kernel's view of the machine (device, swap in use).
             file_state = "transient"
-        result[name] = UnitState(file_state, values.get("ActiveState", ""))
+        since = int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+        result[name] = UnitState(file_state, values.get("ActiveState", ""), since)
+    return result
+
+
+def outdated(wishes: Wishes, states: t.Mapping[str, UnitState], boot_time: float) -> list[str]:
+    """The running units with a file that was changed after their start. `boot_time`: when the monotonic clock was 0."""
+    result = []
+    for name, paths in wishes.restarted_for:
+        times = [os.stat(path).st_mtime for path in paths if os.path.exists(path)]
+        running = states[name].active_state in RUNNING
+        if running and times and max(times) > boot_time + states[name].active_since:
+            result.append(name)
     return result
 
 
@@ -200,7 +218,11 @@ def current_default_target(root: str = "/") -> str:
 
 
 def decide(
-    wishes: Wishes, states: t.Mapping[str, UnitState], default_target: str = "", check_mode: bool = False
+    wishes: Wishes,
+    states: t.Mapping[str, UnitState],
+    default_target: str = "",
+    check_mode: bool = False,
+    outdated: t.Sequence[str] = (),
 ) -> Plan:
     """Compare; nothing is touched."""
     required = wishes.enabled + wishes.disabled + wishes.started + wishes.stopped + wishes.restarted + wishes.reloaded
@@ -233,14 +255,16 @@ def decide(
 
     start = [name for name in wishes.started if name not in absent and states[name].active_state not in RUNNING]
     stop = [name for name in wishes.stopped if states[name].active_state not in STOPPED]
-    restart = [name for name in wishes.restarted if name not in absent]
+    restart = [name for name in dict.fromkeys([*wishes.restarted, *outdated]) if name not in absent]
     reload = [name for name in wishes.reloaded if name not in absent]
     # A unit that is restarted is started by that; one that was just started needs no reload.
     start = [name for name in start if name not in restart]
     reload = [name for name in reload if name not in restart and name not in start]
     skipped: list[str] = []
     if wishes.offline:
-        skipped = sorted({*wishes.started, *wishes.stopped, *wishes.restarted, *wishes.reloaded})
+        skipped = sorted(
+            {*wishes.started, *wishes.stopped, *wishes.restarted, *wishes.reloaded, *dict(wishes.restarted_for)}
+        )
         start, stop, restart, reload = [], [], [], []
 
     install: list[tuple[str, ...]] = [
@@ -289,7 +313,7 @@ def expected(wishes: Wishes, plan: Plan, states: t.Mapping[str, UnitState]) -> d
         if not wishes.offline:
             if name in wishes.stopped:
                 active_state = "inactive"
-            elif name in wishes.started + wishes.restarted + wishes.reloaded:
+            elif name in wishes.started + wishes.restarted + wishes.reloaded or name in dict(wishes.restarted_for):
                 active_state = "active"
         result[name] = UnitState(file_state, active_state)
     return result

@@ -71,6 +71,13 @@ options:
     type: list
     elements: str
     default: []
+  restarted_for:
+    description:
+      - Units, and for each the files that it reads when it starts. A unit that runs since before the last change of one
+        of them is restarted. It looks at times and not at what another task has changed, so it also repairs what an
+        interrupted run has left.
+    type: dict
+    default: {}
   daemon_reload:
     description:
       - Let the manager read its unit files again, after units were enabled and before units are started. It happens
@@ -99,6 +106,8 @@ EXAMPLES = r"""
   goldsmith.images.systemd_units:
     enabled: [containerd]
     started: [containerd]
+    restarted_for:
+      containerd: [/etc/containerd/config.toml]
     masked: [swap.target]
     offline: "{{ ansible_facts['is_chroot'] }}"
 
@@ -136,6 +145,7 @@ commands:
 """
 
 import os
+import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -146,6 +156,7 @@ LISTS = ("enabled", "disabled", "masked", "unmasked", "started", "stopped", "res
 
 def argument_spec() -> dict[str, t.Any]:
     spec: dict[str, t.Any] = {name: {"type": "list", "elements": "str", "default": []} for name in LISTS}
+    spec["restarted_for"] = {"type": "dict", "default": {}}
     spec["daemon_reload"] = {"type": "bool", "default": False}
     spec["default_target"] = {"type": "str"}
     spec["offline"] = {"type": "bool", "default": False}
@@ -202,7 +213,8 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     systemctl = Systemctl(module, wishes.offline)
     states = systemctl.states(wishes.all_units(), wishes.offline)
     default_target = logic.current_default_target()
-    plan = logic.decide(wishes, states, default_target, module.check_mode)
+    outdated = [] if wishes.offline else logic.outdated(wishes, states, time.time() - time.monotonic())
+    plan = logic.decide(wishes, states, default_target, module.check_mode, outdated)
     if not module.check_mode:
         for command in plan.commands:
             systemctl.run(command)

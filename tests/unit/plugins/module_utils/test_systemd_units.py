@@ -17,6 +17,7 @@ SHOW = """Id=ssh.service
 LoadState=loaded
 ActiveState=active
 UnitFileState=enabled
+ActiveEnterTimestampMonotonic=21500000
 
 Id=nope.service
 LoadState=not-found
@@ -45,7 +46,7 @@ def plan(states: dict[str, tuple[str, str]], check_mode: bool = False, target: s
 def test_show_is_read_in_the_order_of_the_question() -> None:
     names = ["ssh.service", "nope.service", "swap.target", "dev-vda.device"]
     states = logic.parse_show(names, SHOW)
-    assert states["ssh.service"] == logic.UnitState("enabled", "active")
+    assert states["ssh.service"] == logic.UnitState("enabled", "active", 21.5)
     assert states["nope.service"].missing
     assert states["swap.target"].file_state == "masked"
     assert states["dev-vda.device"].file_state == "transient"
@@ -126,6 +127,22 @@ def test_restart_takes_the_place_of_start_and_reload() -> None:
     result = plan({"a": ("enabled", "inactive")}, started=["a"], restarted=["a"], reloaded=["a"])
     assert result.commands == (("restart", "a.service"),)
     assert result.changed
+
+
+def test_a_unit_is_restarted_for_a_file_that_is_newer_than_its_start(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    changed = path.stat().st_mtime
+    wishes = logic.make_wishes({"restarted_for": {"a": [str(path), str(tmp_path / "none")], "b": [str(path)]}})
+    boot = changed - 100
+    states = {
+        "a.service": logic.UnitState("enabled", "active", 50.0),
+        "b.service": logic.UnitState("enabled", "inactive", 50.0),
+    }
+    # b does not run, so it will read the file when it does.
+    assert logic.outdated(wishes, states, boot) == ["a.service"]
+    assert logic.decide(wishes, states, outdated=["a.service"]).commands == (("restart", "a.service"),)
+    assert logic.outdated(wishes, {**states, "a.service": logic.UnitState("enabled", "active", 101.0)}, boot) == []
 
 
 def test_daemon_reload_alone_is_no_change() -> None:
