@@ -33,9 +33,9 @@ BASE = {
         "release": {"enum": ["bookworm", "trixie"]},
         "packages": {"type": "array", "items": PACKAGE, "uniqueItems": True},
         "mirror": {"type": "string", "pattern": "^(https?|file)://"},
-        "url": {"type": "string", "pattern": "^(https?|file)://"},
+        "url": {"type": "string", "pattern": "^https?://"},
         "checksum": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"},
-        "checksum_url": {"type": "string", "pattern": "^(https?|file)://"},
+        "checksum_url": {"type": "string", "pattern": "^https?://"},
         "checksum_keyring": {"type": "string"},
     },
     "allOf": [

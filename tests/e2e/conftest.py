@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -64,14 +68,19 @@ def play_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 
 @pytest.fixture
 def play(play_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Play]]:
-    """Start `ansible-playbook PLAYBOOK ARGUMENTS` in its own process group; what still runs at the end is ended."""
+    """Start `ansible-playbook PLAYBOOK ARGUMENTS` in its own process group; what still runs at the end is ended.
+
+    *mounts* is a shell command that changes what only this play sees of the file system.
+    """
     plays: list[Play] = []
 
-    def start(*arguments: str, environment: dict[str, str] | None = None) -> Play:
+    def start(*arguments: str, environment: dict[str, str] | None = None, mounts: str = "true") -> Play:
         log = tmp_path / f"play-{len(plays)}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                ["ansible-playbook", *arguments],
+                ["unshare", "--map-root-user", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]
+                * (mounts != "true")
+                + ["ansible-playbook", *arguments],
                 cwd=CHECKOUT,
                 env={**play_environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
@@ -119,3 +128,23 @@ def processes_with() -> Callable[[str], list[str]]:
         return found
 
     return find
+
+
+@pytest.fixture
+def served_disk(tmp_path: Path) -> Iterator[Callable[[bytes], dict[str, str]]]:
+    """Serve a disk on loopback; returns the base of an image definition that downloads it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def serve(content: bytes) -> dict[str, str]:
+        (folder / "disk.raw").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        url = f"http://127.0.0.1:{server.server_port}/disk.raw"
+        return {"method": "download", "url": url, "checksum": f"sha256:{digest}"}
+
+    yield serve
+    server.shutdown()
+    server.server_close()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 
@@ -17,12 +16,9 @@ SECONDS_TO_END = 90
 
 
 @pytest.fixture
-def hanging_image(definition, tmp_path: Path) -> list[str]:
+def hanging_image(definition, served_disk, tmp_path: Path) -> list[str]:
     """Arguments of a build whose machine boots and never answers."""
-    disk = tmp_path / "hang.raw"
-    disk.write_bytes(HANG + b"\0" * (2**20 - 512))
-    digest = hashlib.sha256(disk.read_bytes()).hexdigest()
-    path = definition(base={"method": "download", "url": f"file://{disk}", "checksum": f"sha256:{digest}"})
+    path = definition(base=served_disk(HANG + b"\0" * (2**20 - 512)))
     good = tmp_path / "output" / "mine"
     good.mkdir(parents=True)
     (good / "mine.qcow2").write_bytes(b"the last good image")
