@@ -13,8 +13,8 @@ author: goldsmith.images contributors (@goldsmith-images)
 description:
   - Compares the running kernel with what is wanted, and loads and sets what differs. It looks at the kernel and not at
     whether a file has changed, so it also repairs what an interrupted run or somebody else has left.
-  - Writes no files. What is to hold after a reboot belongs into C(/etc/modules-load.d) and C(/etc/sysctl.d), written for
-    example by M(goldsmith.images.config_files).
+  - Writes no files. What is to hold after a reboot belongs into C(/etc/modules-load.d) and C(/etc/sysctl.d), which
+    M(goldsmith.images.config_files) can write.
 extends_documentation_fragment:
   - goldsmith.images.attributes
 attributes:
