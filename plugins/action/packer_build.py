@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import threading
 import time
 import typing as t
@@ -75,6 +76,8 @@ class Follower(threading.Thread):
             os.close(self._terminal)
 
     def run(self) -> None:
+        # A signal that arrives in this thread would not wake the main one, and Ctrl-C would wait for the module's end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         started = time.monotonic()
         state: dict[str, t.Any] = {}
         while not self._ended.wait(self._interval):

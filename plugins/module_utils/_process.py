@@ -29,6 +29,8 @@ import typing as t
 import uuid
 from dataclasses import dataclass
 
+from ansible_collections.goldsmith.images.plugins.module_utils._owner import find_owner
+
 TOKEN_NAME = "GOLDSMITH_IMAGES_RUN"
 CANCEL_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TICK = 0.5
@@ -194,6 +196,7 @@ class Supervisor:
         self._watch = watch_controller
         self._keep_fds = keep_fds
         self._parent = os.getppid()
+        self._owner = find_owner()
         self._handlers: dict[int, t.Any] = {}
         self._paths: list[str] = []
 
@@ -229,7 +232,8 @@ class Supervisor:
     def check_controller(self) -> str:
         """Why nobody waits for us any more; empty when somebody does. Sets the reason for cancelling."""
         if self._watch and not self.cancel_reason:
-            if os.getppid() != self._parent:
+            # A killed ansible-playbook leaves its worker, our parent, behind.
+            if os.getppid() != self._parent or not self._owner.alive():
                 self.cancel_reason = "parent process ended"
             else:
                 # The reader of a pipe that has gone shows as an error on the writing end.
