@@ -109,8 +109,8 @@ def test_signal_handlers_and_descriptors_are_given_back() -> None:
 
 SUPERVISED = f"""
 import os, sys
-sys.path.insert(0, {str(Path(_process.__file__).parent)!r})
-import _process
+sys.path.insert(0, {str(Path(_process.__file__).parents[5])!r})
+from ansible_collections.goldsmith.images.plugins.module_utils import _process
 with _process.Supervisor(1.0) as supervisor:
     supervisor.remove_at_exit(sys.argv[1])
     print(supervisor.token, flush=True)
