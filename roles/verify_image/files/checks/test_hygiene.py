@@ -80,7 +80,8 @@ section build_switches; ls /etc/apt/apt.conf.d/99goldsmith-build /etc/apt/apt.co
     /usr/sbin/policy-rc.d 2>/dev/null
 section proxies; grep -rliE '^[^#/]*proxy' /etc/apt/apt.conf.d /etc/environment \
     /etc/systemd/system/containerd.service.d 2>/dev/null
-section cores; find / -xdev -path /usr -prune -o -type f \( -name core -o -name 'core.[0-9]*' \) -size +0 -print 2>/dev/null
+section cores
+find / -xdev -path /usr -prune -o -type f \( -name core -o -name 'core.[0-9]*' \) -size +0 -print 2>/dev/null
 section containers; ls /var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes /var/lib/kubelet/pods /var/lib/etcd \
     2>/dev/null | grep -v ':$' | grep .
 section canary

@@ -129,7 +129,7 @@ def test_there_is_no_swap(node: dict[str, str]) -> None:
 def test_nothing_would_bring_swap_back(node: dict[str, str]) -> None:
     active = [line for line in node["swap_units"].splitlines() if " active " in f"{line} "]
     assert not active
-    # The target of a machine that had swap until just now stays "active" until the next boot; it starts nothing any more.
+    # The target of a machine that had swap until just now stays "active" until the next boot; it starts nothing.
     assert _properties(node["swap_target"])["LoadState"] == "masked"
     assert not [line for line in node["fstab"].splitlines() if len(line.split()) > 2 and line.split()[2] == "swap"]
 

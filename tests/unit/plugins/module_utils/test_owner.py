@@ -50,9 +50,8 @@ def test_a_zombie_is_not_alive():
 
 
 def test_the_owner_is_the_topmost_play(tmp_path: Path):
-    module = f"import sys; sys.path[:0] = {sys.path!r}\n" + (
-        "from ansible_collections.goldsmith.images.plugins.module_utils._owner import find_owner\nprint(find_owner().pid)"
-    )
+    utils = "ansible_collections.goldsmith.images.plugins.module_utils"
+    module = f"import sys; sys.path[:0] = {sys.path!r}\nfrom {utils}._owner import find_owner\nprint(find_owner().pid)"
     # A process named ansible-playbook, a shell below it and the module below that: as Ansible starts a module.
     play = tmp_path / "ansible-playbook"
     (tmp_path / "module.py").write_text(module)
