@@ -190,7 +190,10 @@ class Recipe:
 
     def release_files(self) -> list[str]:
         """The URLs of the signed files that say what the mirrors have."""
-        return [f"{uri.rstrip('/')}/dists/{suite}/InRelease" for _deb, uri, suite, *_ in map(str.split, self.sources())]
+        return [
+            f"{uri.rstrip('/')}/dists/{suite}/InRelease"
+            for _deb, uri, suite, *_components in map(str.split, self.sources())
+        ]
 
     def inputs(self) -> dict[str, t.Any]:
         """What the key of the cache is made of."""

@@ -228,7 +228,7 @@ def os_release(tree: Path) -> dict[str, str]:
     for name in ("etc/os-release", "usr/lib/os-release"):
         with contextlib.suppress(OSError):
             lines = (tree / name).read_text(encoding="utf-8").splitlines()
-            return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines) if key}
+            return {key: value.strip('"') for key, _equals, value in (line.partition("=") for line in lines) if key}
     raise DiskError(f"{tree} is not a root tree: it has no etc/os-release")
 
 

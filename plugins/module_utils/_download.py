@@ -22,15 +22,16 @@ import time
 import typing as t
 import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
+from ansible.module_utils.urls import open_url
 from ansible_collections.goldsmith.images.plugins.module_utils._command import find_program
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable
 
 BLOCK = 1024 * 1024
+AGENT = "goldsmith.images"
 #: Seconds without a single byte after which a connection counts as dead.
 IDLE_SECONDS = 30
 #: A transfer that was cut is continued as long as each connection brings something.
@@ -56,7 +57,7 @@ class Checksum:
 
 
 def parse_checksum(text: str) -> Checksum:
-    algorithm, _, digest = text.strip().partition(":")
+    algorithm, _colon, digest = text.strip().partition(":")
     digest = digest.lower()
     length = {name: size for size, name in _LENGTHS.items()}.get(algorithm)
     if length is None or not re.fullmatch(f"[0-9a-f]{{{length}}}", digest):
@@ -151,7 +152,7 @@ def dearmor(data: bytes) -> bytes:
 def fetch_text(url: str, timeout: float = IDLE_SECONDS) -> bytes:
     """A small file, whole."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
+        with open_url(url, timeout=timeout, http_agent=AGENT) as response:
             data: bytes = response.read(LIMIT_TEXT + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DownloadError(_reason(url, error)) from error
@@ -162,9 +163,8 @@ def fetch_text(url: str, timeout: float = IDLE_SECONDS) -> bytes:
 
 def probe(url: str, timeout: float = IDLE_SECONDS) -> int | None:
     """Ask whether the server has the file; returns its size if the server says so."""
-    request = urllib.request.Request(url, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with open_url(url, method="HEAD", timeout=timeout, http_agent=AGENT) as response:
             length = response.headers.get("Content-Length")
             return int(length) if length and length.isdigit() else None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -228,16 +228,15 @@ def _connection(
 ) -> bool:
     """One connection; returns whether the file is complete."""
     have = target.stat().st_size if target.exists() else 0
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    headers = {"Accept-Encoding": "identity"}
     known = _read_validator(validator, url)
     if have and known:
         # If-Range: a file that has changed in the meantime comes whole, not as the rest of another one.
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", known)
+        headers.update({"Range": f"bytes={have}-", "If-Range": known})
     elif have:
         have = 0
     try:
-        response = urllib.request.urlopen(request, timeout=idle)
+        response = open_url(url, headers=headers, timeout=idle, http_agent=AGENT, decompress=False)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             # Nothing is left to send: the digest decides whether that was all of it.

@@ -128,7 +128,7 @@ def amis_of(artifact_id: str) -> dict[str, str]:
     pairs = [part.split(":") for part in artifact_id.split(",")]
     if any(len(pair) != 2 or not pair[1].startswith("ami-") for pair in pairs):
         return {}
-    return {region: image for region, image in pairs}
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 def empty_result() -> dict[str, t.Any]:

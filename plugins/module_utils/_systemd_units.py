@@ -151,7 +151,7 @@ def make_wishes(params: t.Mapping[str, t.Any]) -> Wishes:
 
 def unit_file_exists(name: str, root: str = "/") -> bool:
     """Whether there is a unit file, a template for it or a SysV script of this name."""
-    stem, _, suffix = name.rpartition(".")
+    stem, _dot, suffix = name.rpartition(".")
     candidates = [name]
     if "@" in stem:
         candidates.append(f"{stem.partition('@')[0]}@.{suffix}")

@@ -44,7 +44,7 @@ def test_node_exporter_is_not_root(exporter: dict[str, str]) -> None:
 
 @pytest.mark.reboot
 def test_metrics_are_served(exporter: dict[str, str]) -> None:
-    status, _, body = exporter["metrics"].partition("\n")
+    status, _newline, body = exporter["metrics"].partition("\n")
     assert status == "status 200", exporter["metrics"][:500]
     names = set(re.findall(r"^(\w+)[{ ]", body, flags=re.MULTILINE))
     assert {"node_cpu_seconds_total", "node_memory_MemTotal_bytes", "node_filesystem_size_bytes"} <= names

@@ -108,10 +108,10 @@ def slow_maker(path: Path, results: Any) -> None:
 
 def test_concurrent_builds_share_one(cache: Cache) -> None:
     results = FORK.Queue()
-    processes = [FORK.Process(target=slow_maker, args=(cache.path, results)) for _ in range(4)]
+    processes = [FORK.Process(target=slow_maker, args=(cache.path, results)) for _number in range(4)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=20) for _ in processes]
+    found = [results.get(timeout=20) for _process in processes]
     for process in processes:
         process.join(20)
     assert sorted(made for made, _content in found) == [False, False, False, True]

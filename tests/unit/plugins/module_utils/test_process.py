@@ -43,7 +43,7 @@ def test_lines_of_both_streams_and_exit_code() -> None:
 
 
 def test_line_without_a_limit() -> None:
-    unused, lines, unused = run("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo end")
+    _outcome, lines, _argv = run("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo end")
     assert [len(line) for name, line in lines] == [3000000, 3]
 
 
