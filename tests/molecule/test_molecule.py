@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -94,13 +95,13 @@ class Runner:
         }
         if name != "default":
             env["MOLECULE_WARM"] = (LOGS / "default" / "warm").read_text(encoding="utf-8")
-        # Settings of the pytest that runs this test are not for the pytest that checks the machine.
-        env.pop("PYTEST_ADDOPTS", None)
+        # For the pytest that checks the machine. The ephemeral directory is no place: Molecule empties it at the end.
+        env["PYTEST_ADDOPTS"] = shlex.quote(f"--junit-xml={logs / 'junit.xml'}")
         with log.open("wb") as out:
             code = self._molecule(["test", "--scenario-name", name], env, out)
             if code:
                 self._molecule(["destroy", "--scenario-name", name], env, out, stoppable=False)
-        tests = _count(work / "junit.xml")
+        tests = _count(logs / "junit.xml")
         shutil.rmtree(work, ignore_errors=True)
         return Outcome(code, time.monotonic() - start, log, tests)
 
