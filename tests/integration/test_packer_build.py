@@ -507,11 +507,11 @@ def test_interrupt_of_ansible_playbook_ends_the_build(
         start_new_session=True,
     )
     wait_until(
-        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 30, "the virtual machine"
+        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 60, "the virtual machine"
     )
     os.killpg(process.pid, signal.SIGINT)
-    process.wait(timeout=10)
-    wait_until(lambda: not marked(no_leftovers["MARK"]), 12, "the end of the build")
+    process.wait(timeout=60)
+    wait_until(lambda: not marked(no_leftovers["MARK"]), 60, "the end of the build")
     assert not list(Path(ansible_env["ANSIBLE_REMOTE_TMP"]).glob("ansible-tmp-*"))
 
 
@@ -525,13 +525,13 @@ def test_death_of_the_controller_ends_the_build(
         playbook_command(ansible_env, playbook), env=ansible_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_until(
-        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 30, "the virtual machine"
+        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 60, "the virtual machine"
     )
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in [process.pid, *map(int, workers)]:
         os.kill(pid, signal.SIGKILL)
-    process.wait(timeout=10)
-    wait_until(lambda: not marked(no_leftovers["MARK"]), 12, "the end of the build")
+    process.wait(timeout=60)
+    wait_until(lambda: not marked(no_leftovers["MARK"]), 60, "the end of the build")
 
 
 def test_two_runs_on_one_state_file(
