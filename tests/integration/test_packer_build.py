@@ -145,7 +145,7 @@ def no_leftovers() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="gpt-", dir="/tmp") as directory:
         environment = {"MARK": uuid.uuid4().hex, "TMPDIR": directory}
         yield environment
-        wait_until(lambda: not marked(environment["MARK"]), 15, "the end of all processes of the build")
+        wait_until(lambda: not marked(environment["MARK"]), 60, "the end of all processes of the build")
         wait_until(lambda: not os.listdir(directory), 5, f"removal of {os.listdir(directory)}")
 
 
@@ -455,7 +455,7 @@ def test_signal_to_the_module_ends_the_whole_build(
     module = Module(collections_path, tmp_path, **params)
     module.wait_for_phase("boot")
     wait_until(
-        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 20, "the virtual machine"
+        lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 60, "the virtual machine"
     )
     module.process.send_signal(signum)
     if signum != signal.SIGKILL:
@@ -466,7 +466,7 @@ def test_signal_to_the_module_ends_the_whole_build(
         assert result["builds"][0]["status"] == "cancelled"
         assert "qemu-system" in result["qemu_command"][0]
         assert "file=out/t.qcow2" in " ".join(result["qemu_command"])
-    wait_until(lambda: not marked(no_leftovers["MARK"]), 12, "the end of the build")
+    wait_until(lambda: not marked(no_leftovers["MARK"]), 60, "the end of the build")
 
     # The next run is not in the way of what was left, and succeeds.
     params["variables"] = {"disk": "off.raw"}
