@@ -45,7 +45,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory):
     gpg("--clearsign", "--output", str(folder / "InRelease"), str(home / "Release"))
     key = gpg("--armor", "--export").encode()
     listing = gpg("--with-colons", "--list-keys").splitlines()
-    fingerprint = next(line.split(":")[9] for line in listing if line.startswith("fpr:"))
+    fingerprint = [line.split(":")[9] for line in listing if line.startswith("fpr:")][0]
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
