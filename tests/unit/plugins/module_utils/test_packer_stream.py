@@ -93,7 +93,7 @@ def test_cancelled_build_is_neither_failed_nor_made() -> None:
 
 ERRORS = [
     ("ssh_timeout", "null.n: Timeout waiting for SSH."),
-    ("qemu_force_download_failed", "qemu.t: error downloading ISO: [source path error: stat /work/nope.raw"),
+    ("qemu_force_download_failed", "qemu.t: error downloading ISO: [source path error: stat /srv/nope.raw"),
     ("validate_unset_variable", 'Unset variable "pw"'),
     ("validate_bad_argument", 'An argument named "bogus" is not expected here.'),
     ("validate_required_plugins", 'Blocks of type "required_plugins" are not expected here.'),
