@@ -13,7 +13,8 @@ author: goldsmith.images contributors (@goldsmith-images)
 description:
   - Moves the image and its evidence into O(output_dir), each file by rename, and writes C(manifest.json) and
     C(SHA256SUMS).
-  - The image that is there stays complete until the new one takes its name. An interrupted release leaves either.
+  - The image that is there stays until the new one takes its place, together with all its evidence. An interrupted
+    release leaves either, never a mix.
   - Refuses an image that was not verified, or is not the one that was.
 extends_documentation_fragment:
   - goldsmith.images.attributes
@@ -84,14 +85,17 @@ summary:
   elements: str
 """
 
+import contextlib
 import datetime
 import json
 import os
 import shutil
+import signal
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.goldsmith.images.plugins.module_utils._command import Interrupted, interruptible
 from ansible_collections.goldsmith.images.plugins.module_utils._image_plan import SCHEMA, file_digest
 
 
@@ -110,6 +114,25 @@ def join_files(sources: list[str], target: Path) -> bool:
                 output.write(f"===== {source.name} =====\n".encode())
             output.write(source.read_bytes())
     return True
+
+
+@contextlib.contextmanager
+def uninterrupted() -> t.Iterator[None]:
+    """Let a signal that arrives in here take effect at the end: Ansible passes Ctrl-C on to its modules."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def put_in_place(files: t.Mapping[str, Path], output: Path) -> None:
+    """Move *files*, name -> where it is on the same file system, to *output*, in this order."""
+    for path in files.values():
+        os.chmod(path, 0o644)
+    with uninterrupted():
+        for name, path in files.items():
+            os.replace(path, output / name)
 
 
 def summary(manifest: dict[str, t.Any], output: Path) -> list[str]:
@@ -170,18 +193,22 @@ def release(module: AnsibleModule) -> dict[str, t.Any]:
     staging = output / ".new"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700)
-    names = [name for name, sources in params["evidence"].items() if join_files(sources, staging / name)]
-    (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    # From the work folder to this file system first: only then is the last step a rename.
-    shutil.move(image, staging / final.name)
-    names = [final.name, *names, "manifest.json"]
-    sums = "".join(f"{file_digest(staging / name)}  {name}\n" for name in names)
-    (staging / "SHA256SUMS").write_text(sums, encoding="utf-8")
-    for name in [*names[:-1], "SHA256SUMS", "manifest.json"]:
-        os.chmod(staging / name, 0o644)
-        os.replace(staging / name, output / name)
-    staging.rmdir()
-    return {"changed": True, "files": [*names, "SHA256SUMS"], **result}
+    try:
+        # On this file system the last step is a rename; from another one the image is copied first.
+        same = image.stat().st_dev == staging.stat().st_dev
+        files = {final.name: image if same else Path(shutil.copyfile(image, staging / final.name))}
+        for name, sources in params["evidence"].items():
+            if join_files(sources, staging / name):
+                files[name] = staging / name
+        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        last = {"manifest.json": staging / "manifest.json"}
+        sums = "".join(f"{file_digest(path)}  {name}\n" for name, path in {**files, **last}.items())
+        (staging / "SHA256SUMS").write_text(sums, encoding="utf-8")
+        put_in_place({**files, "SHA256SUMS": staging / "SHA256SUMS", **last}, output)
+        image.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {"changed": True, "files": [*files, *last, "SHA256SUMS"], **result}
 
 
 def main() -> None:
@@ -197,9 +224,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**release(module))
-    except (ReleaseError, OSError) as exc:
+        with interruptible():
+            released = release(module)
+    except (ReleaseError, Interrupted, OSError) as exc:
         module.fail_json(msg=str(exc))
+    module.exit_json(**released)
 
 
 if __name__ == "__main__":
