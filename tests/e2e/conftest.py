@@ -5,23 +5,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
+import itertools
 import os
+import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# In the environment of each play, and so of all that it starts: which test it belongs to.
+MARK = "GOLDSMITH_IMAGES_TEST"
+# A loaded machine takes its time.
+SECONDS_TO_END = 90
 
 
 @dataclass
@@ -30,7 +38,7 @@ class Play:
 
     process: subprocess.Popen[str]
     log: Path
-    lines: list[str] = field(default_factory=list)
+    terminal: int | None = None
 
     @property
     def output(self) -> str:
@@ -51,7 +59,16 @@ class Play:
 
     def interrupt(self) -> None:
         """Press Ctrl-C: the terminal sends SIGINT to the whole foreground process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        if self.terminal is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+        else:
+            os.write(self.terminal, b"\x03")
+
+    def copy_terminal(self) -> None:
+        """Write what appears on the terminal to the log, until the last process closes it."""
+        with self.log.open("wb", buffering=0) as log, contextlib.suppress(OSError):
+            while chunk := os.read(self.terminal, 4096):
+                log.write(chunk)
 
 
 @pytest.fixture(scope="session")
@@ -67,22 +84,35 @@ def play_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 
 
 @pytest.fixture
-def play(play_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Play]]:
+def private_tmp() -> Iterator[Path]:
+    """Return the folder for temporary files, keys among them, of all plays of a test; short, as sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="gi-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def play(play_environment: dict[str, str], tmp_path: Path, private_tmp: Path) -> Iterator[Callable[..., Play]]:
     """Start `ansible-playbook PLAYBOOK ARGUMENTS` in its own process group; what still runs at the end is ended.
 
-    *mounts* is a shell command that changes what only this play sees of the file system.
+    *mounts* is a shell command that changes what only this play sees of the file system. With *terminal* it has one.
     """
     plays: list[Play] = []
+    own = {MARK: str(tmp_path), "TMPDIR": str(private_tmp)}
 
-    def start(*arguments: str, environment: dict[str, str] | None = None, mounts: str = "true") -> Play:
+    def start(
+        *arguments: str, environment: dict[str, str] | None = None, mounts: str = "true", terminal: bool = False
+    ) -> Play:
         log = tmp_path / f"play-{len(plays)}.log"
+        if terminal:
+            plays.append(start_on_terminal(log, *arguments))
+            return plays[-1]
         with log.open("w") as output:
             process = subprocess.Popen(
                 ["unshare", "--map-root-user", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]
                 * (mounts != "true")
                 + ["ansible-playbook", *arguments],
                 cwd=CHECKOUT,
-                env={**play_environment, **(environment or {})},
+                env={**play_environment, **own, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -92,11 +122,30 @@ def play(play_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[
         plays.append(Play(process, log))
         return plays[-1]
 
+    def start_on_terminal(log: Path, *arguments: str) -> Play:
+        master, slave = pty.openpty()
+        process = subprocess.Popen(
+            ["setsid", "--ctty", "ansible-playbook", *arguments],
+            cwd=CHECKOUT,
+            env={**play_environment, **own, "TERM": "xterm"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            text=True,
+        )
+        os.close(slave)
+        log.touch()
+        started = Play(process, log, master)
+        threading.Thread(target=started.copy_terminal, daemon=True).start()
+        return started
+
     yield start
     for each in plays:
         if each.process.poll() is None:
             os.killpg(each.process.pid, signal.SIGKILL)
             each.process.wait()
+        if each.terminal is not None:
+            os.close(each.terminal)
 
 
 @pytest.fixture
@@ -114,20 +163,63 @@ def definition(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def processes_with() -> Callable[[str], list[str]]:
-    """Return the command lines of running processes that have a text in them."""
+    """Return the command lines of running processes that have a text in their command line or environment.
+
+    A module that comes through a pipe has no path in its command line, but the environment of its play.
+    """
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:  # it has ended, or is somebody else's
+            return ""
 
     def find(text: str) -> list[str]:
         found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            except OSError:
-                continue
-            if text in command and int(path.parent.name) != os.getpid():
-                found.append(command)
+        for process in Path("/proc").glob("[0-9]*"):
+            # A process that has ended and is not waited for yet has neither.
+            command, environment = read(process / "cmdline"), read(process / "environ")
+            if text in f"{command} {environment}" and int(process.name) != os.getpid():
+                found.append(command or f"process {process.name}")
         return found
 
     return find
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as handle:
+        return handle.read(64)
+
+
+@pytest.fixture
+def running_here(processes_with: Callable[[str], list[str]], tmp_path: Path) -> Callable[[], list[str]]:
+    """Return the command lines of processes that work for this test."""
+    return lambda: processes_with(str(tmp_path))
+
+
+@pytest.fixture
+def nothing_left(running_here: Callable[[], list[str]], tmp_path: Path, private_tmp: Path) -> Callable[..., bool]:
+    """Wait until no process of this test runs; then no key may be left either, in its folders and in those named."""
+
+    def keys(folders: tuple[Path, ...]) -> list[Path]:
+        found = []
+        for folder, *rest in itertools.chain.from_iterable(map(os.walk, (tmp_path, private_tmp, *folders))):
+            for path in (Path(folder, name) for name in rest[-1]):
+                # Another process may still be removing it.
+                with contextlib.suppress(OSError):
+                    if path.is_file() and b"PRIVATE KEY" in _beginning(path):
+                        found.append(path)
+        return found
+
+    def check(*folders: Path) -> bool:
+        deadline = time.monotonic() + SECONDS_TO_END
+        while (running := running_here()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not running
+        assert not keys(folders)
+        return True
+
+    return check
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -13,36 +14,35 @@ import pytest
 BUILD = "playbooks/build-image.yml"
 HANG = b"\xfa\xf4" + b"\0" * 508 + b"\x55\xaa"  # boot sector: cli; hlt
 SECONDS_TO_END = 90
+# Boot sector that writes "line 01" to "line 60" to the first serial port and hangs, as assembled at 0x7c00:
+SIXTY_LINES = bytes.fromhex(
+    "fa fc"  #           cli; cld
+    "31 c0 8e d8"  #     xor ax, ax; mov ds, ax
+    "b3 01"  #           mov bl, 1            the number of the line
+    "88 d8 d4 0a"  # line: mov al, bl; aam    ah: tens, al: ones
+    "05 30 30"  #        add ax, '00'         as digits
+    "86 c4"  #           xchg al, ah          the tens come first in memory
+    "a3 45 7c"  #        mov [text + 5], ax
+    "be 40 7c b9 09 00"  # mov si, text; mov cx, 9
+    "ba fd 03"  #  char: mov dx, 0x3fd        line status of the first serial port
+    "ec a8 20 74 fb"  # wait: in al, dx; test al, 0x20; jz wait   until it takes another byte
+    "ba f8 03 ac ee"  #  mov dx, 0x3f8; lodsb; out dx, al
+    "e2 f1"  #           loop char
+    "fe c3 80 fb 3c 76 d8"  # inc bl; cmp bl, 60; jbe line
+    "f4 eb fd"  #  hang: hlt; jmp hang
+)
+SIXTY_LINES = SIXTY_LINES.ljust(64, b"\0") + b"line 00\r\n"  # text, at 0x7c40
+SIXTY_LINES = SIXTY_LINES.ljust(510, b"\0") + b"\x55\xaa"
 
 
 @pytest.fixture
 def hanging_image(definition, served_disk, tmp_path: Path) -> list[str]:
     """Arguments of a build whose machine boots and never answers."""
-    path = definition(base=served_disk(HANG + b"\0" * (2**20 - 512)))
+    path = definition(base=served_disk(SIXTY_LINES + b"\0" * (2**20 - 512)))
     good = tmp_path / "output" / "mine"
     good.mkdir(parents=True)
     (good / "mine.qcow2").write_bytes(b"the last good image")
     return ["-e", f"image={path}", "-e", f"image_output={tmp_path}/output", "-e", f"image_cache={tmp_path}/cache"]
-
-
-@pytest.fixture
-def running_here(processes_with, tmp_path: Path):
-    """Return the command lines of processes that work for this test."""
-    return lambda: processes_with(str(tmp_path))
-
-
-@pytest.fixture
-def nothing_left(running_here, tmp_path: Path):
-    """Wait until no process of this test runs; then no key may be left either."""
-
-    def check() -> bool:
-        deadline = time.monotonic() + SECONDS_TO_END
-        while running_here() and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert not running_here()
-        return not [path for path in tmp_path.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()[:64]]
-
-    return check
 
 
 def wait_until_runs(program: str, running_here, seconds: float = 60) -> None:
@@ -87,7 +87,6 @@ def test_interrupted_while_the_finished_image_is_verified(play, nothing_left, tm
         "verify_image_format=raw",
         "-e",
         f"verify_image_work_dir={tmp_path}/verify",
-        environment={"TMPDIR": str(tmp_path)},
     )
     running.wait_for("TASK [goldsmith.images.verify_image : Wait until they answer]", 120)
     # In the moment of a fork ansible-core itself loses the signal (and ends at the second Ctrl-C).
@@ -101,9 +100,14 @@ def test_a_machine_that_never_answers(play, hanging_image, nothing_left, tmp_pat
     failed = play(BUILD, *hanging_image, "-e", "image_ssh_timeout=15")
     assert failed.wait(300) == 2
     output = " ".join(failed.output.split())
-    assert "Timeout waiting for SSH" in output
-    assert "phase: boot" in output or "boot" in output
-    assert "qemu-system-x86_64" in output, "the QEMU command line is shown"
+    assert "packer build failed in phase boot: qemu.image: Timeout waiting for SSH." in output
+    lines = " ".join(f"- line {number}" for number in range(11, 61))
+    assert f"console: {lines} " in output, "the last 50 lines of the console are shown"
+    assert "line 10" not in output
+    assert re.search(r"qemu_command: - \S*/qemu-system-x86_64 - ", output)
+    assert f"file:{tmp_path}/cache/work/" in output, "with all its arguments"
     assert nothing_left()
-    assert list((tmp_path / "cache/work").rglob("build.log")), "logs are kept"
+    work = tmp_path / "cache/work"
+    assert "Timeout waiting for SSH" in next(work.rglob("build.log")).read_text()
+    assert "line 01\n" in next(work.rglob("console-build.log")).read_text()
     assert (tmp_path / "output/mine/mine.qcow2").read_bytes() == b"the last good image"
