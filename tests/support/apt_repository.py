@@ -5,6 +5,7 @@
 
 The stand-ins have the names, versions, dependencies among each other and paths of the community's packages; the kubelet
 brings a real unit and a postinst that starts it, as a package made with debhelper does.
+With payloads they have the sizes of the real ones, too (real_sizes), and a little of their content.
 Made with dpkg-deb, apt-ftparchive and gpg. Also a program: ``apt_repository.py FOLDER [PORT]`` serves until its end.
 """
 
@@ -14,19 +15,30 @@ import contextlib
 import dataclasses
 import functools
 import http.server
+import lzma
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 TOOLS = ("dpkg-deb", "apt-ftparchive", "gpg")
 # Two minor versions, as a mirror may have them, and two patch releases of the first.
 VERSIONS = ("1.36.1-1.1", "1.36.2-1.1", "1.37.0-1.1")
+
+# What upstream's packages of 1.33 to 1.36 take, in 10^6 bytes: installed (about), and packed with xz as a .deb.
+REAL_SIZES = {
+    "kubelet": (59.0, 13.1),
+    "kubeadm": (74.0, 12.6),
+    "kubectl": (60.0, 11.8),
+    "cri-tools": (40.0, 17.3),
+    "kubernetes-cni": (100.0, 39.9),
+}
 
 KUBELET_UNIT = """\
 [Unit]
@@ -75,7 +87,41 @@ def _script(answer: str, without_arguments: str = "exit 0") -> str:
     return f'#!/bin/sh\nif [ $# -gt 0 ]; then echo "{answer}"; exit 0; fi\n{without_arguments}\n'
 
 
-def _build(target: Path, name: str, version: str, depends: str, files: dict[str, str], postinst: str = "") -> None:
+def real_sizes(program: Path, sizes: Mapping[str, tuple[float, float]] = REAL_SIZES) -> dict[str, bytes]:
+    """Return package -> what is put behind the end of its program, so that it takes the room of upstream's.
+
+    It is taken from a real Go *program*: a share of every 64 KiB, so that code, tables and constants have the shares
+    that they have there, and another share for each package. Programs differ in how well they compress; a share of
+    noise makes up for it, so that xz packs the whole about as well as it packs upstream's.
+    """
+    block = 1 << 16
+    content = program.read_bytes()
+    blocks = [content[start : start + block] for start in range(0, len(content) - block, block)]
+    ratio = len(lzma.compress(b"".join(blocks[::20]), preset=1)) / len(b"".join(blocks[::20]))
+    payloads = {}
+    for number, (name, (installed, packed)) in enumerate(sizes.items()):
+        noise = max(0.0, (packed / installed - ratio) / (1 - ratio))
+        random_bytes = random.Random(name)
+        share = int(installed * 10**6) // len(blocks)
+        real = share - int(share * noise)
+        begin = number * block // len(sizes)
+        # Repeated for a share that begins near the end of its block, and for a small program.
+        repeat = 2 + share // block
+        payloads[name] = b"".join(
+            (one * repeat)[begin : begin + real] + random_bytes.randbytes(share - real) for one in blocks
+        )
+    return payloads
+
+
+def _build(
+    target: Path,
+    name: str,
+    version: str,
+    depends: str,
+    files: dict[str, str],
+    postinst: str = "",
+    payload: bytes = b"",
+) -> None:
     with tempfile.TemporaryDirectory(prefix="stand-in-") as scratch:
         root = Path(scratch)
         control = root / "DEBIAN"
@@ -99,8 +145,10 @@ def _build(target: Path, name: str, version: str, depends: str, files: dict[str,
         for path, content in files.items():
             file = root / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content, encoding="utf-8")
-            file.chmod(0o755 if content.startswith("#!") else 0o644)
+            program = content.startswith("#!")
+            # The shell reads line by line, and each of these scripts ends before its last line.
+            file.write_bytes(content.encode() + (payload if program else b""))
+            file.chmod(0o755 if program else 0o644)
         root.chmod(0o755)
         subprocess.run(
             ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(root), str(target)],
@@ -109,8 +157,10 @@ def _build(target: Path, name: str, version: str, depends: str, files: dict[str,
         )
 
 
-def build_packages(folder: Path, versions: Sequence[str] = VERSIONS) -> None:
-    """Write the .deb files of every version."""
+def build_packages(
+    folder: Path, versions: Sequence[str] = VERSIONS, payloads: Mapping[str, bytes] | None = None
+) -> None:
+    """Write the .deb files of every version; *payloads* as real_sizes returns them."""
     for version in versions:
         upstream = version.partition("-")[0]
         minor = upstream.rpartition(".")[0]
@@ -131,7 +181,8 @@ def build_packages(folder: Path, versions: Sequence[str] = VERSIONS) -> None:
             ),
         ]
         for name, depends, files, postinst in packages:
-            _build(folder / f"{name}_{version}_all.deb", name, version, depends, files, postinst)
+            payload = (payloads or {}).get(name, b"")
+            _build(folder / f"{name}_{version}_all.deb", name, version, depends, files, postinst, payload)
 
 
 def make_key() -> tuple[Path, str, str]:
@@ -175,10 +226,10 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder: Path, port: int = 0) -> Iterator[int]:
-    """Serve a folder on loopback; yields the port."""
+def serve(folder: Path, port: int = 0, address: str = "127.0.0.1") -> Iterator[int]:
+    """Serve a folder, on loopback unless told otherwise; yields the port."""
     handler = functools.partial(_Handler, directory=os.fspath(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    with http.server.ThreadingHTTPServer((address, port), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -189,15 +240,22 @@ def serve(folder: Path, port: int = 0) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def apt_repository(folder: Path, versions: Sequence[str] = VERSIONS, port: int = 0) -> Iterator[AptRepository]:
+def apt_repository(
+    folder: Path,
+    versions: Sequence[str] = VERSIONS,
+    port: int = 0,
+    *,
+    address: str = "127.0.0.1",
+    payloads: Mapping[str, bytes] | None = None,
+) -> Iterator[AptRepository]:
     """Make, sign and serve the repository; the key is forgotten at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    build_packages(folder, versions)
+    build_packages(folder, versions, payloads)
     home, key, fingerprint = make_key()
     try:
         index_and_sign(folder, home)
         folder.joinpath("Release.key").write_text(key, encoding="utf-8")
-        with serve(folder, port) as actual:
+        with serve(folder, port, address) as actual:
             yield AptRepository(folder, key, fingerprint, actual)
     finally:
         _remove_key(home)
