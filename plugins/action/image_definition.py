@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.collection_loader._collection_finder import _get_collection_role_path
 from ansible_collections.goldsmith.images.plugins.module_utils._image_definition import DefinitionError, load_definition
 
 COLLECTION = Path(__file__).resolve().parents[2]
@@ -42,6 +43,28 @@ def read_yaml(path: Path) -> t.Any:
         raise DefinitionError(f"{path} cannot be read: {exc}") from exc
 
 
+def role_folder(role: str) -> Path | None:
+    """Return the folder of a role of this or, with a dot in its name, of another collection."""
+    if "." not in role:
+        return COLLECTION / "roles" / role
+    namespace, collection, name = role.split(".", 2)
+    found = _get_collection_role_path(name, [f"{namespace}.{collection}"])
+    return Path(found[1]) if found else None
+
+
+def running_system_roles(roles: list[str]) -> dict[str, str]:
+    """Return the roles that say in meta/image_build.yml that they cannot work on a root tree, and why."""
+    found = {}
+    for role in roles:
+        folder = role_folder(role)
+        declared = folder / "meta" / "image_build.yml" if folder else None
+        if declared and declared.is_file():
+            content = read_yaml(declared) or {}
+            if content.get("requires_running_system"):
+                found[role] = str(content.get("reason", "it says so"))
+    return found
+
+
 class ActionModule(ActionBase):
     """Reads the definition on the controller."""
 
@@ -70,6 +93,7 @@ class ActionModule(ActionBase):
                     for p in (COLLECTION / "roles/verify_image/files/checks").glob("test_*.py")
                 ),
             )
+            tied = running_system_roles(definition["roles"])
         except DefinitionError as exc:
             raise AnsibleActionFail(str(exc)) from exc
-        return {"changed": False, "definition": definition, "path": str(path)}
+        return {"changed": False, "definition": definition, "path": str(path), "running_system_roles": tied}

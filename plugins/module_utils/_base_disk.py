@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import subprocess
 import time
 import typing as t
 from pathlib import Path
@@ -30,6 +31,7 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 IMAGE = "disk.qcow2"
+TREE = "root.tar.zst"
 #: Archive, tree, raw disk and qcow2 exist at the same time while a base disk is bootstrapped (measured: 2.6 GB with
 #: the packages of a Kubernetes node).
 BOOTSTRAP_SPACE = 4 * 1024**3
@@ -70,8 +72,10 @@ class Request:
     checksum_url: str | None
     checksum_signature_url: str | None
     checksum_keyring: Path | None
-    archive_state: tuple[str, ...] | None
+    archive_state: _bootstrap.ArchiveState | None
     timeout: float
+    #: disk, or tree: the archive of a root tree, without a disk around it.
+    form: str = "disk"
 
 
 @dataclasses.dataclass
@@ -113,9 +117,10 @@ def get(request: Request, cache: Cache, dry_run: bool) -> Result:
     cache.check()
     phases = Phases()
     with phases("plan"):
-        maker = (_Bootstrap if request.method == "bootstrap" else _Download)(request, phases)
+        maker = _maker(request, phases, cache)
+    name = TREE if request.form == "tree" else IMAGE
     key = make_key(maker.inputs())
-    result = Result(key, cache.path / "entries" / key / IMAGE, cache.log(key), cached=False, sources=maker.sources())
+    result = Result(key, cache.path / "entries" / key / name, cache.log(key), cached=False, sources=maker.sources())
     with phases("look in the cache"):
         entry = cache.lookup(key, touch=not dry_run) if cache.path.exists() else None
     made = False
@@ -137,7 +142,7 @@ def get(request: Request, cache: Cache, dry_run: bool) -> Result:
                 lambda: runner.note("another process is making the same base disk: waiting for it"),
             )
     if entry is not None:
-        info = entry.files[IMAGE]
+        info = entry.files[name]
         result.cached = not made
         result.sha256, result.size = info["sha256"], info["size"]
         result.packages = entry.data.get("packages", [])
@@ -145,6 +150,14 @@ def get(request: Request, cache: Cache, dry_run: bool) -> Result:
     result.phases = phases.done
     result.notes = cache.notes
     return result
+
+
+def _maker(request: Request, phases: Phases, cache: Cache) -> _Tree | _Download:
+    if request.method == "download":
+        if request.form == "tree":
+            raise BaseDiskError("method 'download' makes disks only: take build_method 'vm'")
+        return _Download(request, phases)
+    return _Tree(request, phases) if request.form == "tree" else _Bootstrap(request, phases, cache)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -159,8 +172,8 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-class _Bootstrap:
-    """Packages to tree, tree to disk."""
+class _Tree:
+    """Packages to the archive of a root tree."""
 
     def __init__(self, request: Request, phases: Phases) -> None:
         self.request = request
@@ -171,21 +184,14 @@ class _Bootstrap:
             request.distribution, request.release, request.packages, request.components, mirrors,
             request.path_excludes,
         )  # fmt: skip
-        # Checked here, so that a wrong size is an error whether or not there is an entry for it.
-        _disk.Layout(request.size, "")
-        state = request.archive_state
-        self.state = list(state) if state is not None else _bootstrap.archive_state(self.recipe)
-        if not self.recipe.sources():
-            # Mirrors that mmdebstrap chooses cannot be asked beforehand: then a day is what "the same state" means.
-            self.state.append(time.strftime("%Y-%m-%d", time.gmtime()))
+        self.state = request.archive_state or _bootstrap.archive_state(self.recipe)
 
     def inputs(self) -> dict[str, t.Any]:
         return {
             "method": "bootstrap",
             "distribution": self.request.distribution,
-            "size": self.request.size,
-            "archive_state": self.state,
-            "disk_format": _disk.DISK_FORMAT,
+            "archive_state": list(self.state.digests),
+            "epoch": self.state.epoch,
             **self.recipe.inputs(),
         }
 
@@ -202,25 +208,47 @@ class _Bootstrap:
         self.enter = private_namespaces()
 
     def make(self, runner: Runner, folder: Path, _partial: Path) -> dict[str, t.Any]:
-        # The identifiers of the disk follow from what is in it, so a rebuild from the same inputs is the same disk.
-        layout = _disk.Layout(self.request.size, make_key(self.inputs()))
-        archive, tree, raw = folder / "root.tar", folder / "tree", folder / "disk.raw"
+        archive = folder / TREE
         with self.phases("bootstrap"):
-            _bootstrap.make_tree(runner, self.enter, self.recipe, folder, archive)
+            _bootstrap.make_tree(runner, self.enter, self.recipe, self.state.epoch, folder, archive)
+        status = subprocess.run(
+            [find_program("tar", "tar"), "--extract", "--to-stdout", "--occurrence", "--file", str(archive),
+             "./var/lib/dpkg/status"], check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        return {"title": self.title(), "packages": _disk.installed_packages(status), "sources": self.recipe.sources()}
+
+    def title(self) -> str:
+        return f"root tree of {self.request.distribution} {self.request.release}"
+
+
+class _Bootstrap(_Tree):
+    """Packages to tree, tree to disk."""
+
+    def __init__(self, request: Request, phases: Phases, cache: Cache) -> None:
+        super().__init__(request, phases)
+        self.cache = cache
+        # Checked here, so that a wrong size is an error whether or not there is an entry for it.
+        self.layout = _disk.Layout(request.size, make_key(super().inputs()), self.state.epoch)
+
+    def inputs(self) -> dict[str, t.Any]:
+        return {**super().inputs(), "size": self.request.size, "disk_format": _disk.DISK_FORMAT}
+
+    def make(self, runner: Runner, folder: Path, partial: Path) -> dict[str, t.Any]:
+        tree, raw = folder / "tree", folder / "disk.raw"
+        entry, _made = self.cache.make(
+            make_key(super().inputs()), lambda place: super(_Bootstrap, self).make(runner, place, partial),
+            self.request.timeout,
+        )  # fmt: skip
         with self.phases("unpack"):
-            _disk.unpack(runner, self.enter, archive, tree)
-            archive.unlink()
+            _disk.unpack(runner, self.enter, entry.file(TREE), tree)
         with self.phases("disk"):
-            _disk.dress(runner, self.enter, tree, layout)
-            packages = _disk.installed_packages(tree)
-            _disk.write_disk(runner, self.enter, tree, raw, layout)
+            _disk.dress(runner, self.enter, tree, self.layout)
+            _disk.write_disk(runner, self.enter, tree, raw, self.layout)
         with self.phases("qcow2"):
             _disk.to_qcow2(runner, raw, folder / IMAGE)
             raw.unlink()
         _disk.remove_tree(self.enter, tree)
-        for name in ("files.tar", "finish.sh"):
-            (folder / name).unlink()
-        return {"packages": packages, "sources": self.recipe.sources()}
+        return {**entry.data, "title": self.title().replace("root tree", "disk")}
 
 
 class _Download:
@@ -272,7 +300,7 @@ class _Download:
         with self.phases("qcow2"):
             self._accept(runner, data, image)
         shutil.rmtree(partial, ignore_errors=True)
-        return {"checksum": str(self.checksum), "sources": self.sources()}
+        return {"title": f"disk from {self.request.url}", "checksum": str(self.checksum), "sources": self.sources()}
 
     def _accept(self, runner: Runner, data: Path, image: Path) -> None:
         with data.open("rb") as file:

@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import dataclasses
+import email.utils
 import hashlib
 import re
 import shlex
 import subprocess
 import tempfile
+import time
 import typing as t
 from pathlib import Path
 
@@ -272,14 +274,21 @@ def choose_mirrors(mirror: str | None, security_mirror: str | None) -> Mirrors:
     return Mirrors(found.archive, security_mirror or found.security) if found.archive else found
 
 
-def archive_state(recipe: Recipe, timeout: int = 15) -> list[str]:
-    """Ask every mirror for its signed release file, by apt itself, so that its proxies and certificates count.
+@dataclasses.dataclass(frozen=True)
+class ArchiveState:
+    """What the mirrors have: the same digests mean the same packages."""
 
-    Returns a digest for each; the same digests mean the same packages.
-    """
+    #: URL and sha256 of the release file of each suite.
+    digests: tuple[str, ...]
+    #: When the youngest of them was signed, in seconds since 1970: no file of an image is younger than its packages.
+    epoch: int
+
+
+def archive_state(recipe: Recipe, timeout: int = 15) -> ArchiveState:
+    """Ask every mirror for its signed release file, by apt itself, so that its proxies and certificates count."""
     if not APT_HELPER.exists():
         raise BootstrapError(f"{APT_HELPER} is missing: method 'bootstrap' needs a host with apt")
-    state = []
+    state, epoch = [], 0
     with tempfile.TemporaryDirectory(prefix="goldsmith-release-") as folder:
         for number, url in enumerate(recipe.release_files()):
             target = Path(folder, str(number))
@@ -291,8 +300,22 @@ def archive_state(recipe: Recipe, timeout: int = 15) -> list[str]:
             result = subprocess.run(command, check=False, capture_output=True, text=True)
             if result.returncode != 0 or not target.exists():
                 raise BootstrapError(_mirror_message(recipe, url, result.stderr + result.stdout))
-            state.append(f"{url} sha256:{hashlib.sha256(target.read_bytes()).hexdigest()}")
-    return state
+            content = target.read_bytes()
+            state.append(f"{url} sha256:{hashlib.sha256(content).hexdigest()}")
+            epoch = max(epoch, release_date(content.decode("utf-8", "replace")))
+    if not state:
+        # Mirrors that mmdebstrap chooses cannot be asked beforehand: then a day is what "the same state" means.
+        epoch = int(time.time()) // 86400 * 86400
+        state.append(time.strftime("%Y-%m-%d", time.gmtime(epoch)))
+    return ArchiveState(tuple(state), epoch)
+
+
+def release_date(text: str) -> int:
+    """The `Date:` of a release file in seconds since 1970; 0 if it has none."""
+    match = re.search(r"^Date: *(.+)$", text, re.MULTILINE)
+    if match is None:
+        return 0
+    return int(email.utils.parsedate_to_datetime(match[1].strip()).timestamp())
 
 
 def _mirror_message(recipe: Recipe, url: str, output: str) -> str:
@@ -315,10 +338,11 @@ def _mirror_message(recipe: Recipe, url: str, output: str) -> str:
 def missing_programs(recipe: Recipe) -> list[str]:
     """Messages about what the host lacks."""
     missing = []
-    try:
-        find_program("mmdebstrap", "mmdebstrap")
-    except CommandError as error:
-        missing.append(str(error))
+    for name in ("mmdebstrap", "zstd"):
+        try:
+            find_program(name, name)
+        except CommandError as error:
+            missing.append(str(error))
     if not recipe.keyring.exists():
         missing.append(f"{recipe.keyring} is missing: install it with 'apt-get install debian-archive-keyring'")
     return missing
@@ -346,18 +370,21 @@ def mmdebstrap_command(recipe: Recipe, archive: Path, finish: Path, rootless: bo
     return command + recipe.sources()
 
 
-def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, work: Path, archive: Path) -> None:
-    """Run mmdebstrap; everything temporary stays below `work`."""
+def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, epoch: int, work: Path, archive: Path) -> None:
+    """Run mmdebstrap; everything temporary stays below `work`, no file in the archive is younger than `epoch`."""
     temporary = work / "mmdebstrap"
     temporary.mkdir(mode=0o755)
     files = dict(FILES)
     if recipe.path_excludes:
         files["etc/dpkg/dpkg.cfg.d/50-path-excludes"] = (recipe.path_excludes, 0o644)
     bundle, finish = work / "files.tar", work / "finish.sh"
-    bundle.write_bytes(files_archive(files))
+    bundle.write_bytes(files_archive(files, epoch))
     script = FINISH.replace("@FILES@", shlex.quote(str(bundle))).replace("@KEYRING@", shlex.quote(str(recipe.keyring)))
     finish.write_text(script, encoding="utf-8")
     finish.chmod(0o755)
     rootless = "--user" in enter
     command = [*enter, *mmdebstrap_command(recipe, archive, finish, rootless)]
-    runner.run(command, environment={"TMPDIR": str(temporary)})
+    runner.run(command, environment={"TMPDIR": str(temporary), "SOURCE_DATE_EPOCH": str(epoch)})
+    temporary.rmdir()
+    finish.unlink()
+    bundle.unlink()

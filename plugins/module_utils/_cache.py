@@ -85,6 +85,8 @@ class Cache:
     #: Removes a folder that may hold files of subordinate ids (a root tree of a rootless build).
     remove: Callable[[Path], None] = shutil.rmtree
     notes: list[str] = dataclasses.field(default_factory=list)
+    #: Entries asked for so recently stay, whatever the limit says.
+    keep_seconds: float = IN_USE_SECONDS
 
     # --- the folder -------------------------------------------------------------------------------------------------
 
@@ -190,7 +192,7 @@ class Cache:
             entry = self.lookup(key)
             if entry is not None:
                 return entry, False
-            with self._work(key) as folder:
+            with self.workspace(key) as folder:
                 data = build(folder)
                 self._finish(key, folder, data)
             entry = self.lookup(key)
@@ -208,26 +210,27 @@ class Cache:
                 found.append((_mtime(folder), Entry(folder.name, folder, data["files"], data["data"])))
         return [entry for _used, entry in sorted(found, key=lambda item: item[0])]
 
-    def evict(self, keep: str = "") -> list[str]:
-        """Remove entries, the longest unused first, until the cache is below its limit."""
+    def evict(self, keep: str = "", dry_run: bool = False) -> list[str]:
+        """Remove entries, the longest unused first, until the cache is below its limit; returns their keys."""
         entries = self.entries()
         total = sum(entry.size for entry in entries)
         removed = []
         for entry in entries:
             if total <= self.max_size:
                 break
-            if entry.key == keep or time.time() - _mtime(entry.path) < IN_USE_SECONDS:
+            if entry.key == keep or time.time() - _mtime(entry.path) < self.keep_seconds:
                 continue
             with _try_lock(self.path / "locks" / f"{entry.key}.lock") as lock:
                 if lock is None:
                     continue
-                self._discard(entry.path)
+                if not dry_run:
+                    self._discard(entry.path)
             total -= entry.size
             removed.append(entry.key)
         if total > self.max_size:
             self.notes.append(
                 f"the cache {self.path} has {total} bytes, more than its limit of {self.max_size}: "
-                "everything in it was used within the last hours"
+                "everything else in it is in use, or was within the last hours"
             )
         return removed
 
@@ -261,7 +264,8 @@ class Cache:
             yield
 
     @contextlib.contextmanager
-    def _work(self, key: str) -> Iterator[Path]:
+    def workspace(self, key: str) -> Iterator[Path]:
+        """A folder of one's own; it goes at the end, or when the next user finds that its maker was killed."""
         folder = Path(tempfile.mkdtemp(prefix=f"{key[:16]}.", dir=self.path / "work"))
         folder.chmod(0o755)
         with (folder / "owner.lock").open("w") as lock:

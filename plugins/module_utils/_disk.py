@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
 import io
 import json
 import os
@@ -21,7 +23,6 @@ import shutil
 import struct
 import subprocess
 import tarfile
-import time
 import typing as t
 import uuid
 from pathlib import Path
@@ -35,8 +36,9 @@ if t.TYPE_CHECKING:
 
 SECTOR = 512
 MIB = 1024 * 1024
+BLOCK = 64 * 1024
 #: Part of every cache key: raise it when the disk that comes out of the same tree changes.
-DISK_FORMAT = 1
+DISK_FORMAT = 2
 
 KERNEL_COMMAND_LINE = "console=tty0 console=ttyS0,115200"
 # Chosen by hand so that mke2fs.conf of the build host has no say and GRUB of every supported release reads it.
@@ -89,6 +91,8 @@ class Layout:
 
     size: int
     seed: str
+    #: Seconds since 1970: no time on the disk is later.
+    epoch: int = 0
     esp_size: int = 64 * MIB
 
     def __post_init__(self) -> None:
@@ -134,23 +138,25 @@ def unpack(runner: Runner, enter: Sequence[str], archive: Path, tree: Path) -> N
     ])  # fmt: skip
 
 
-def add_files(runner: Runner, enter: Sequence[str], tree: Path, files: Mapping[str, tuple[str, int]]) -> None:
+def add_files(
+    runner: Runner, enter: Sequence[str], tree: Path, files: Mapping[str, tuple[str, int]], epoch: int
+) -> None:
     """Put files of root with the given content and mode into a tree that other ids may own."""
     runner.run(
         [*enter, find_program("tar", "tar"), "--extract", "--directory", str(tree), "--numeric-owner",
          "--no-overwrite-dir", "--same-permissions"],
-        data=files_archive(files),
+        data=files_archive(files, epoch),
     )  # fmt: skip
 
 
-def files_archive(files: Mapping[str, tuple[str, int]]) -> bytes:
-    """A tar of files that belong to root."""
+def files_archive(files: Mapping[str, tuple[str, int]], epoch: int) -> bytes:
+    """A tar of files that belong to root and were changed at `epoch`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, (content, mode) in files.items():
             member = tarfile.TarInfo(f"./{name}")
             data = content.encode()
-            member.size, member.mode, member.mtime = len(data), mode, _now()
+            member.size, member.mode, member.mtime = len(data), mode, epoch
             member.uname = member.gname = "root"
             archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
@@ -173,10 +179,10 @@ def kernels(tree: Path) -> list[str]:
     return sorted(found, key=lambda version: [int(part) for part in re.findall(r"\d+", version)], reverse=True)
 
 
-def installed_packages(tree: Path) -> list[dict[str, str]]:
-    """Names and versions of the installed packages, from dpkg's own data."""
+def installed_packages(status: str) -> list[dict[str, str]]:
+    """Names and versions of the installed packages, from dpkg's own data (`var/lib/dpkg/status`)."""
     found = []
-    for stanza in (tree / "var/lib/dpkg/status").read_text(encoding="utf-8").split("\n\n"):
+    for stanza in status.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and not line.startswith(" "))
         if fields.get("Status", "").endswith(" installed"):
             found.append({"name": fields["Package"], "version": fields["Version"]})
@@ -250,7 +256,7 @@ def dress(runner: Runner, enter: Sequence[str], tree: Path, layout: Layout) -> N
         # Only a tree on a disk has somewhere to install the boot loader to when GRUB is upgraded.
         files["etc/grub.d/enable_cloud"] = ("# Lets upgrades of GRUB install it to this disk and its ESP.\n", 0o644)
     runner.run([*enter, "mkdir", "-p", str(tree / "boot/grub/i386-pc"), str(tree / "boot/efi")])
-    add_files(runner, enter, tree, files)
+    add_files(runner, enter, tree, files, layout.epoch)
     wanted = sorted(str(path) for pattern in ("*.mod", "*.lst") for path in modules.glob(pattern))
     runner.run([*enter, "cp", "--preserve=timestamps", "-t", str(tree / "boot/grub/i386-pc"), *wanted])
 
@@ -265,13 +271,16 @@ def write_disk(runner: Runner, enter: Sequence[str], tree: Path, raw: Path, layo
     with raw.open("wb") as disk:
         disk.truncate(layout.size)
     runner.run([find_program("sfdisk", "fdisk"), "--quiet", str(raw)], data=layout.sfdisk_script().encode())
+    clamp_times(runner, enter, tree, layout.epoch)
     root = layout.root
+    fake_time = {"E2FSPROGS_FAKE_TIME": str(layout.epoch)}
     options = f"offset={root.start},nodiscard,lazy_itable_init=1,hash_seed={layout.uuid('hash')},root_owner=0:0"
     runner.run([
         *enter, find_program("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-O", EXT4_FEATURES, "-b", "4096",
         "-I", "256", "-L", "root", "-U", layout.uuid("root-filesystem"), "-E", options, "-d", str(tree), str(raw),
         f"{root.length // 1024}k",
-    ], environment={"E2FSPROGS_FAKE_TIME": str(_now())} if "SOURCE_DATE_EPOCH" in os.environ else None)  # fmt: skip
+    ], environment=fake_time)  # fmt: skip
+    _stamp_inodes(runner, raw, layout)
     esp = work / "esp.img"
     _write_esp(runner, enter, tree, esp, layout)
     core = work / "core.img"
@@ -285,6 +294,31 @@ def write_disk(runner: Runner, enter: Sequence[str], tree: Path, raw: Path, layo
             disk.write(data)
         disk.flush()
     shutil.rmtree(work)
+
+
+def clamp_times(runner: Runner, enter: Sequence[str], tree: Path, epoch: int) -> None:
+    """Make no file of a tree younger than `epoch` (seconds since 1970)."""
+    moment = f"@{epoch}"
+    runner.run([
+        *enter, find_program("find", "findutils"), str(tree), "-newermt", moment,
+        "-exec", "touch", "--no-dereference", f"--date={moment}", "{}", "+",
+    ])  # fmt: skip
+
+
+def _stamp_inodes(runner: Runner, raw: Path, layout: Layout) -> None:
+    """Set the times that no call can set on the tree: mke2fs copies when an inode was last changed or read *here*."""
+    fake_time = {"E2FSPROGS_FAKE_TIME": str(layout.epoch)}
+    file_system = f"{raw}?offset={layout.root.start}"
+    dumpe2fs = [find_program("dumpe2fs", "e2fsprogs"), "-h", file_system]
+    header = subprocess.run(dumpe2fs, check=True, capture_output=True, text=True).stdout
+    fields = dict(line.split(":", 1) for line in header.splitlines() if ":" in line)
+    count, free = int(fields["Inode count"]), int(fields["Free inodes"])
+    moment = f"@{layout.epoch}"
+    # mke2fs hands out inodes one after the other; 2 is the root folder, below 11 are its own.
+    script = "".join(f"sif <{number}> {field} {moment}\n" for number in (2, *range(11, count - free + 1))
+                     for field in ("ctime", "atime"))  # fmt: skip
+    runner.run([find_program("debugfs", "e2fsprogs"), "-w", "-f", "-", file_system], data=script.encode(),
+               environment=fake_time)  # fmt: skip
 
 
 def bios_boot_sectors(boot: bytes, core: bytes, partition: Partition) -> list[tuple[int, bytes]]:
@@ -303,10 +337,40 @@ def bios_boot_sectors(boot: bytes, core: bytes, partition: Partition) -> list[tu
     return [(0, bytes(code)), (partition.start, bytes(image))]
 
 
-def to_qcow2(runner: Runner, raw: Path, image: Path) -> None:
-    """An uncompressed qcow2: it stays in the cache, where speed counts."""
+def to_qcow2(runner: Runner, raw: Path, image: Path, compress: bool = False) -> None:
+    """A qcow2: plain for the cache, where speed counts, or compressed with zstd for those who download it."""
+    options = ["-c", "-m", "8", "-o", "compression_type=zstd"] if compress else []
     qemu_img = find_program("qemu-img", "qemu-utils")
-    runner.run([qemu_img, "convert", "-f", "raw", "-O", "qcow2", "-W", str(raw), str(image)])
+    runner.run([qemu_img, "convert", "-f", "raw", "-O", "qcow2", "-W", *options, str(raw), str(image)])
+
+
+def digest(raw: Path) -> str:
+    """A sha256 over the blocks of a raw disk that are not zero, and where they are: the same for the same disk.
+
+    That of the whole file would be computed over gigabytes of nothing.
+    """
+    result = hashlib.sha256(str(raw.stat().st_size).encode())
+    with raw.open("rb", buffering=0) as disk:
+        end = 0
+        while (start := _next_data(disk, end)) is not None:
+            end = os.lseek(disk.fileno(), start, os.SEEK_HOLE)
+            for offset in range(start // BLOCK * BLOCK, end, BLOCK):
+                block = os.pread(disk.fileno(), BLOCK, offset)
+                if block.count(0) != len(block):
+                    result.update(offset.to_bytes(8, "little"))
+                    result.update(block)
+            # Extents need not end where blocks do.
+            end = -(-end // BLOCK) * BLOCK
+    return result.hexdigest()
+
+
+def _next_data(disk: t.BinaryIO, offset: int) -> int | None:
+    try:
+        return os.lseek(disk.fileno(), offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
 
 
 def image_info(image: Path) -> dict[str, t.Any]:
@@ -375,9 +439,10 @@ def _write_esp(runner: Runner, enter: Sequence[str], tree: Path, image: Path, la
                         find_program("mcopy", "mtools"))  # fmt: skip
     runner.run([mkfs, "-F", "32", "-s", "1", "-n", "ESP", "-i", volume, "--invariant", str(image)])
     folders = sorted({str(parent) for name in files for parent in Path(name).parents if str(parent) != "."})
-    runner.run([mmd, "-i", str(image), *(f"::/{folder}" for folder in folders)])
+    fixed_time = {"SOURCE_DATE_EPOCH": str(layout.epoch), "TZ": "UTC"}
+    runner.run([mmd, "-i", str(image), *(f"::/{folder}" for folder in folders)], environment=fixed_time)
     for name, source in files.items():
-        runner.run([mcopy, "-m", "-i", str(image), str(source), f"::/{name}"])
+        runner.run([mcopy, "-i", str(image), str(source), f"::/{name}"], environment=fixed_time)
 
 
 def _copy_sparse(source: Path, target: t.BinaryIO) -> None:
@@ -389,15 +454,12 @@ def _copy_sparse(source: Path, target: t.BinaryIO) -> None:
                 target.write(block)
 
 
-def _now() -> int:
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-
-
 def missing_programs() -> list[str]:
     """Look for every program before the first long step; returns the messages about the missing ones."""
     missing = []
     for name, package in (
-        ("sfdisk", "fdisk"), ("mke2fs", "e2fsprogs"), ("mkfs.vfat", "dosfstools"), ("mcopy", "mtools"),
+        ("sfdisk", "fdisk"), ("mke2fs", "e2fsprogs"), ("debugfs", "e2fsprogs"),
+        ("mkfs.vfat", "dosfstools"), ("mcopy", "mtools"),
         ("qemu-img", "qemu-utils"), ("tar", "tar"), ("unshare", "util-linux"),
     ):  # fmt: skip
         try:

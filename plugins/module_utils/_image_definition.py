@@ -64,7 +64,7 @@ SCHEMA: dict[str, t.Any] = {
         "description": {"type": "string"},
         "base": BASE,
         "builder": {"enum": ["qemu"]},
-        "build_method": {"enum": ["auto", "vm"]},
+        "build_method": {"enum": ["auto", "vm", "rootfs"]},
         "disk_size": SIZE,
         "cpus": {"type": "integer", "minimum": 1, "maximum": 64},
         "memory": {"type": "integer", "minimum": 512, "description": "MiB"},

@@ -33,7 +33,14 @@ PROGRAMS = {
     "ssh-keygen": "openssh-client",
     "ansible-playbook": "",
 }
-BOOTSTRAP_PROGRAMS = {"mmdebstrap": "mmdebstrap", "mkfs.vfat": "dosfstools", "mcopy": "mtools", "mke2fs": "e2fsprogs"}
+BOOTSTRAP_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
+    "mke2fs": "e2fsprogs",
+    "zstd": "zstd",
+}
+ROLE_REFERENCE = re.compile(r"goldsmith\.images\.([a-z_]+)")
 
 
 class PlanError(Exception):
@@ -78,6 +85,83 @@ def choose_accelerator(wanted: str, kvm: t.Mapping[str, t.Any], qemu_version: tu
     else:
         reason = f"no KVM ({kvm.get('reason', 'unknown')})"
     return Accelerator("tcg", cpu_model, reason)
+
+
+@dataclass(frozen=True)
+class BuildMethod:
+    """How roles are applied, and why."""
+
+    name: str  # vm or rootfs
+    reason: str
+
+
+def choose_build_method(
+    wanted: str,
+    accelerator: Accelerator,
+    base_method: str,
+    running_system_roles: t.Mapping[str, str],
+    tree_problem: t.Callable[[], str],
+) -> BuildMethod:
+    """Decide between a machine and a root tree.
+
+    *wanted* is auto, vm or rootfs; *running_system_roles* maps roles that cannot work on a tree to why;
+    *tree_problem* says why no tree can be built here. PlanError when rootfs is demanded and impossible.
+    """
+    if wanted == "vm":
+        return BuildMethod("vm", "asked for")
+    if wanted == "auto" and accelerator.name == "kvm":
+        return BuildMethod("vm", "with KVM a machine is as fast and closer to what will boot")
+    problem = ""
+    if base_method != "bootstrap":
+        problem = f"the base is a disk (base.method: {base_method}), not a tree"
+    elif running_system_roles:
+        roles = "; ".join(f"{role} ({why})" for role, why in running_system_roles.items())
+        problem = f"not every role can work without a running system: {roles}"
+    else:
+        problem = tree_problem()
+    if not problem:
+        return BuildMethod("rootfs", "asked for" if wanted == "rootfs" else "no accelerated KVM, and a tree needs none")
+    if wanted == "rootfs":
+        raise PlanError(f"build_method=rootfs was asked for, but cannot be used: {problem}")
+    return BuildMethod("vm", problem)
+
+
+def role_digest(collection: Path, role: str) -> str:
+    """Return one sha256 over a role and all roles of this collection that its files name; empty if it is foreign."""
+    found: dict[str, str] = {}
+    waiting = [role.removeprefix("goldsmith.images.")]
+    while waiting:
+        name = waiting.pop()
+        folder = collection / "roles" / name
+        if name in found or not folder.is_dir():
+            continue
+        found[name] = tree_digest(folder)
+        for path in folder.rglob("*.yml"):
+            waiting += ROLE_REFERENCE.findall(path.read_text(encoding="utf-8"))
+    return value_digest(found) if found else ""
+
+
+def layers(
+    roles: t.Sequence[str], role_vars: t.Mapping[str, t.Any], collection: Path, outside: t.Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Return for each role what stands for all that decides about what it does, apart from the tree it finds.
+
+    A variable whose name begins with that of another role of the image is that role's own.
+    """
+    result = []
+    names = [role.rpartition(".")[2] for role in roles]
+    common = {
+        "plugins": tree_digest(collection / "plugins"),
+        "provision.yml": file_digest(collection / "playbooks" / "provision.yml"),
+        "apply_role.yml": file_digest(collection / "playbooks" / "tasks" / "apply_role.yml"),
+        **outside,
+    }
+    for role, name in zip(roles, names, strict=True):
+        others = tuple(f"{other}_" for other in names if other != name)
+        variables = {key: value for key, value in role_vars.items() if not key.startswith(others)}
+        digest = role_digest(collection, role)
+        result.append({"role": role, "digest": digest and value_digest([digest, variables, common])})
+    return result
 
 
 def space_problems(folders: t.Mapping[str, tuple[Path, int]]) -> list[str]:
@@ -143,7 +227,8 @@ def image_inputs(
         folder = collection / "roles" / role.removeprefix("goldsmith.images.")
         inputs[f"role {role}"] = tree_digest(folder) if folder.is_dir() else "not part of this collection"
     inputs["collection plugins"] = tree_digest(collection / "plugins")
-    inputs["playbook provision.yml"] = file_digest(collection / "playbooks" / "provision.yml")
+    for name in ("provision.yml", "tasks/apply_role.yml"):
+        inputs[f"playbook {name}"] = file_digest(collection / "playbooks" / name)
     inputs.update(outside)
     inputs.update({f"archive {url}": digest for url, digest in (line.rsplit(" ", 1) for line in archive)})
     return inputs

@@ -110,12 +110,25 @@ options:
         four hours stays, because a build may need it.
     type: str
     default: 20G
+  form:
+    description:
+      - V(disk) is a qcow2 image that boots.
+      - V(tree) is the archive (tar, compressed with zstd) of the root tree that the disk is made from. Only with
+        O(method=bootstrap).
+    type: str
+    choices: [disk, tree]
+    default: disk
   archive_state:
     description:
       - Strings that stand for the state of the archive and are part of the key of the cache.
       - Without it, the digests of the signed release files of all mirrors, so that the key changes with the archive.
     type: list
     elements: str
+  source_date_epoch:
+    description:
+      - Seconds since 1970. No file of the result is younger, so that the same inputs make the same result.
+      - Without it, the moment at which the youngest of the release files was signed. Needed with O(archive_state).
+    type: int
   timeout:
     description: Seconds after which the work is given up, waiting for another process that makes the same included.
     type: int
@@ -148,7 +161,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 path:
-  description: The qcow2 file in the cache, or where it would be.
+  description: The qcow2 file or the archive in the cache, or where it would be.
   returned: success
   type: str
   sample: /root/.cache/goldsmith-images/base_disks/entries/0f3a.../disk.qcow2
@@ -217,6 +230,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils import _base_disk
+from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import ArchiveState
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache
 from ansible_collections.goldsmith.images.plugins.module_utils._command import interruptible
 from ansible_collections.goldsmith.images.plugins.module_utils._disk import parse_size
@@ -238,7 +252,9 @@ ARGUMENTS = {
     "checksum_keyring": {"type": "path"},
     "cache_dir": {"type": "path"},
     "cache_max_size": {"type": "str", "default": "20G"},
+    "form": {"type": "str", "choices": ["disk", "tree"], "default": "disk"},
     "archive_state": {"type": "list", "elements": "str"},
+    "source_date_epoch": {"type": "int"},
     "timeout": {"type": "int", "default": 1800},
 }
 
@@ -249,6 +265,7 @@ def main() -> None:
         mutually_exclusive=[("checksum", "checksum_url")],
         required_if=[("method", "download", ("url",))],
         required_by={"checksum_url": ("checksum_keyring",), "checksum_signature_url": ("checksum_url",)},
+        required_together=[("archive_state", "source_date_epoch")],
         supports_check_mode=True,
     )
     p = module.params
@@ -269,8 +286,13 @@ def main() -> None:
                 checksum_url=p["checksum_url"],
                 checksum_signature_url=p["checksum_signature_url"],
                 checksum_keyring=Path(p["checksum_keyring"]) if p["checksum_keyring"] else None,
-                archive_state=None if p["archive_state"] is None else tuple(p["archive_state"]),
+                archive_state=(
+                    None
+                    if p["archive_state"] is None
+                    else ArchiveState(tuple(p["archive_state"]), p["source_date_epoch"])
+                ),
                 timeout=p["timeout"],
+                form=p["form"],
             )
             folder = Path(p["cache_dir"] or _base_disk.default_cache_dir()).absolute() / "base_disks"
             cache = Cache(folder, parse_size(p["cache_max_size"]))

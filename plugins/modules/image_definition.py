@@ -56,4 +56,11 @@ path:
   description: The file it was read from.
   returned: success
   type: str
+running_system_roles:
+  description:
+    - Roles of the image that cannot work on a root tree, and why. A role says so in its file C(meta/image_build.yml)
+      with C(requires_running_system) and C(reason).
+  returned: success
+  type: dict
+  sample: {"acme.storage.zfs": "the pool is made by a running kernel"}
 """

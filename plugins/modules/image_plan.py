@@ -43,6 +43,17 @@ options:
     type: str
     choices: [auto, kvm, tcg]
     default: auto
+  build_method:
+    description:
+      - V(vm) applies the roles in a machine, V(rootfs) to a root tree without one. Overrides the definition.
+      - V(auto) takes V(vm) where KVM is accelerated, else V(rootfs) where the base can be a tree, every role can work
+        on one and the user may mount.
+    type: str
+    choices: [auto, vm, rootfs]
+  running_system_roles:
+    description: Roles that cannot work on a root tree, and why, as M(goldsmith.images.image_definition) found them.
+    type: dict
+    default: {}
   kubernetes_packages:
     description:
       - Where the Kubernetes packages come from. Overrides the definition.
@@ -89,6 +100,11 @@ archive_state:
   returned: success
   type: list
   elements: str
+build_method:
+  description: Name (vm or rootfs) and reason.
+  returned: success
+  type: dict
+  sample: {"name": "rootfs", "reason": "no accelerated KVM, and a tree needs none"}
 build_fingerprint:
   description: The same as RV(fingerprint) over what goes into the image, without what only judges it.
   returned: success
@@ -118,6 +134,12 @@ kubernetes:
   description: Resolved source of the Kubernetes packages and why; empty when the image has none.
   returned: success
   type: dict
+layers:
+  description: For each role what stands for all that decides about what it does; empty for roles of other collections.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"role": "base_packages", "digest": "9b74c9897bac770f..."}]
 lines:
   description: The plan in words, one decision a line.
   returned: success
@@ -127,6 +149,10 @@ role_vars:
   description: Variables for the roles, the definition's with everything resolved.
   returned: success
   type: dict
+source_date_epoch:
+  description: When the youngest Release file was signed, in seconds since 1970; 0 without one.
+  returned: success
+  type: int
 timeouts:
   description: Deadlines in seconds, scaled by the accelerator.
   returned: success
@@ -145,17 +171,20 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils import _image_plan as planning
+from ansible_collections.goldsmith.images.plugins.module_utils import _root_tree
 from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import (
     RepositoryError,
     fetch,
     verified_release,
 )
 from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import (
+    ArchiveState,
     BootstrapError,
     archive_state,
     choose_mirrors,
     make_recipe,
 )
+from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache, CacheError
 
 # The OBS project isv:kubernetes signs the community repositories of all minor versions.
 UPSTREAM_URL = "https://pkgs.k8s.io/core:/stable:/v{version}/deb/"
@@ -198,17 +227,32 @@ def kubernetes_source(wanted: str, role_vars: dict[str, t.Any]) -> dict[str, str
     return {"source": source, "reason": reason, "release": release.sha256, "key": release.key}
 
 
-def archive(definition: dict[str, t.Any]) -> list[str]:
-    """Return "URL digest" for each suite that the base disk is bootstrapped from."""
+def archive(definition: dict[str, t.Any]) -> ArchiveState:
+    """Return the state of the suites that the base disk is bootstrapped from."""
     base = definition["base"]
     if base["method"] != "bootstrap":
-        return []
+        return ArchiveState((), 0)
     try:
         mirrors = choose_mirrors(base.get("mirror"), None)
         recipe = make_recipe(base["distribution"], base["release"], base["packages"], ["main"], mirrors)
         return archive_state(recipe)
     except BootstrapError as exc:
         raise planning.PlanError(f"The base disk cannot be made: {exc}") from exc
+
+
+def own_cache(folder: Path) -> None:
+    """PlanError if a part of the cache is somebody else's folder."""
+    try:
+        Cache(folder, 0).check()
+    except CacheError as exc:
+        raise planning.PlanError(str(exc)) from exc
+
+
+def tree_problem(cache: Path) -> str:
+    """Return why no root tree can be built below the cache folder, which need not exist yet."""
+    while not cache.exists():
+        cache = cache.parent
+    return _root_tree.architecture_problem("amd64") or _root_tree.problem(cache)
 
 
 def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
@@ -237,15 +281,21 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     }
     qemu_version = tuple(int(part) for part in versions["qemu"].split("."))
     accelerator = collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
+    method = accelerator and collect(
+        planning.choose_build_method, params["build_method"] or definition["build_method"], accelerator,
+        definition["base"]["method"], params["running_system_roles"], lambda: tree_problem(cache),
+    )  # fmt: skip
     folders = {
         "cache folder": (cache, planning.CACHE_SPACE),
         "output folder": (output, planning.OUTPUT_SPACE),
     }
     problems += planning.space_problems(folders)
+    for part in ("base_disks", "trees"):
+        collect(own_cache, cache / part)
     guests = 2
     meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
     problems += planning.memory_problems(definition["memory"], guests, meminfo)
-    archive_states = collect(archive, definition)
+    state = collect(archive, definition)
     role_vars, kubernetes = dict(definition["vars"]), {}
     if KUBERNETES_ROLE in definition["roles"]:
         wanted = params["kubernetes_packages"] or role_vars.get(f"{KUBERNETES_ROLE}_packages_source", "auto")
@@ -258,10 +308,10 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
         if kubernetes["key"]:
             role_vars[f"{KUBERNETES_ROLE}_repository_key"] = kubernetes["key"]
     outside = {f"version of {name}": version for name, version in versions.items()}
-    outside |= {"accelerator": accelerator.name, "cpu model": accelerator.cpu_model}
+    outside |= {"accelerator": accelerator.name, "cpu model": accelerator.cpu_model, "build method": method.name}
     if kubernetes:
         outside |= {"kubernetes packages": kubernetes["source"], "kubernetes release": kubernetes["release"]}
-    inputs = planning.image_inputs(definition, collection, outside, archive_states)
+    inputs = planning.image_inputs(definition, collection, outside, state.digests)
     image = output / f"{definition['name']}.qcow2"
     reasons = planning.why_build(inputs, image, output / "manifest.json")
     if params["rebuild"]:
@@ -270,20 +320,24 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     cpus = min(definition["cpus"], os.cpu_count() or 1)
     return {
         "accelerator": asdict(accelerator),
-        "archive_state": archive_states,
+        "archive_state": list(state.digests),
         "build": bool(reasons),
+        "build_method": asdict(method),
         "build_fingerprint": planning.build_fingerprint(inputs),
         "reasons": reasons,
         "cpus": cpus,
         "fingerprint": planning.value_digest(inputs),
         "inputs": inputs,
         "kubernetes": {key: kubernetes[key] for key in ("source", "reason", "release")} if kubernetes else {},
+        "layers": planning.layers(definition["roles"], role_vars, collection, {"ansible": versions["ansible"]}),
         "role_vars": role_vars,
+        "source_date_epoch": state.epoch,
         "timeouts": {"ssh": 150 * factor, "build": 1800 * factor, "verify": 450 * factor},
         "versions": versions,
         "lines": [
             f"image        {definition['name']}: {definition.get('description', '')}".rstrip(": "),
             f"base         {definition['base']['method']} {definition['base'].get('release', '')}".rstrip(),
+            f"method       {method.name} ({method.reason})",
             f"roles        {', '.join([*definition['roles'], 'cleanup'])}",
             f"checks       {', '.join(definition['checks'])}",
             f"accelerator  {accelerator.name} ({accelerator.reason}), CPU model {accelerator.cpu_model}, {cpus} CPUs, "
@@ -302,6 +356,8 @@ def main() -> None:
             "definition": {"type": "dict", "required": True},
             "kvm": {"type": "dict", "required": True},
             "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
+            "build_method": {"type": "str", "choices": ["auto", "vm", "rootfs"]},
+            "running_system_roles": {"type": "dict", "default": {}},
             "kubernetes_packages": {"type": "str", "choices": ["auto", "upstream", "mirror", "distribution"]},
             "collection_dir": {"type": "path", "required": True},
             "cache_dir": {"type": "path", "required": True},

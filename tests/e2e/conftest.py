@@ -94,23 +94,33 @@ def private_tmp() -> Iterator[Path]:
 def play(play_environment: dict[str, str], tmp_path: Path, private_tmp: Path) -> Iterator[Callable[..., Play]]:
     """Start `ansible-playbook PLAYBOOK ARGUMENTS` in its own process group; what still runs at the end is ended.
 
-    *mounts* is a shell command that changes what only this play sees of the file system. With *terminal* it has one.
+    *mounts* is a shell command that changes what only this play sees of the file system. With *user* (`name:group`)
+    root starts it as somebody else. With *terminal* it has one.
     """
     plays: list[Play] = []
     own = {MARK: str(tmp_path), "TMPDIR": str(private_tmp)}
 
     def start(
-        *arguments: str, environment: dict[str, str] | None = None, mounts: str = "true", terminal: bool = False
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        mounts: str = "true",
+        user: str = "",
+        terminal: bool = False,
     ) -> Play:
         log = tmp_path / f"play-{len(plays)}.log"
         if terminal:
             plays.append(start_on_terminal(log, *arguments))
             return plays[-1]
+        command = ["ansible-playbook", *arguments]
+        if user:
+            name, _colon, group = user.partition(":")
+            command = ["setpriv", "--reuid", name, "--regid", group, "--clear-groups", *command]
+        if mounts != "true":
+            root = ["--map-root-user"] if os.geteuid() else []
+            command = ["unshare", *root, "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh", *command]
         with log.open("w") as output:
             process = subprocess.Popen(
-                ["unshare", "--map-root-user", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]
-                * (mounts != "true")
-                + ["ansible-playbook", *arguments],
+                command,
                 cwd=CHECKOUT,
                 env={**play_environment, **own, **(environment or {})},
                 stdin=subprocess.DEVNULL,

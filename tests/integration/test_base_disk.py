@@ -64,7 +64,7 @@ def empty_mirror(tmp_path: Path) -> Iterator[str]:
 def test_mirror_that_does_not_answer(run_module: Any, tmp_path: Path, check: bool, state: list[str] | None) -> None:
     arguments: dict[str, Any] = {"mirror": "http://127.0.0.1:9/debian", "cache_dir": str(tmp_path / "cache")}
     if state:
-        arguments["archive_state"] = state
+        arguments |= {"archive_state": state, "source_date_epoch": 1}
     result = run_module("base_disk", _check=check, **arguments)
     assert result["failed"]
     assert "does not answer" in result["msg"]

@@ -32,6 +32,66 @@ def test_kvm_that_cannot_be_used_is_an_error_when_demanded():
         planning.choose_accelerator("kvm", KVM_NONE, (10, 0))
 
 
+KVM = planning.Accelerator("kvm", "host", "")
+TCG = planning.Accelerator("tcg", "max", "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "accelerator", "base", "running", "problem", "name", "reason"),
+    [
+        ("vm", TCG, "bootstrap", {}, "", "vm", "asked for"),
+        ("auto", KVM, "bootstrap", {}, "", "vm", "with KVM"),
+        ("auto", TCG, "bootstrap", {}, "", "rootfs", "no accelerated KVM"),
+        ("rootfs", KVM, "bootstrap", {}, "", "rootfs", "asked for"),
+        ("auto", TCG, "download", {}, "", "vm", "the base is a disk"),
+        ("auto", TCG, "bootstrap", {"zfs": "needs a kernel"}, "", "vm", "zfs (needs a kernel)"),
+        ("auto", TCG, "bootstrap", {}, "this user may not mount here", "vm", "may not mount"),
+    ],
+)
+def test_the_build_method_follows_what_is_possible(wanted, accelerator, base, running, problem, name, reason):
+    method = planning.choose_build_method(wanted, accelerator, base, running, lambda: problem)
+    assert method.name == name
+    assert reason in method.reason
+
+
+@pytest.mark.parametrize(
+    ("base", "running", "problem"),
+    [("download", {}, ""), ("bootstrap", {"zfs": "needs a kernel"}, ""), ("bootstrap", {}, "may not mount here")],
+)
+def test_a_tree_that_was_demanded_and_is_impossible_is_an_error(base, running, problem):
+    with pytest.raises(planning.PlanError, match="build_method=rootfs was asked for, but cannot be used"):
+        planning.choose_build_method("rootfs", TCG, base, running, lambda: problem)
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    for role, text in {"one": "plain", "two": "name: goldsmith.images.helper", "helper": "helps"}.items():
+        folder = tmp_path / "roles" / role / "tasks"
+        folder.mkdir(parents=True)
+        (folder / "main.yml").write_text(text)
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "playbooks/tasks").mkdir(parents=True)
+    (tmp_path / "playbooks/provision.yml").write_text("")
+    (tmp_path / "playbooks/tasks/apply_role.yml").write_text("")
+    return tmp_path
+
+
+def changed_layers(collection: Path, before: list[dict[str, str]], variables: dict[str, object]) -> list[str]:
+    after = planning.layers(["one", "two", "acme.tools.three"], variables, collection, {})
+    return [new["role"] for old, new in zip(before, after, strict=True) if old != new]
+
+
+def test_a_layer_depends_on_its_role_what_that_uses_and_its_variables(collection: Path):
+    variables: dict[str, object] = {"one_x": 1, "two_x": 2, "shared": 3}
+    before = planning.layers(["one", "two", "acme.tools.three"], variables, collection, {})
+    assert before[2] == {"role": "acme.tools.three", "digest": ""}
+    assert changed_layers(collection, before, variables) == []
+    assert changed_layers(collection, before, {**variables, "one_x": 9}) == ["one"]
+    assert changed_layers(collection, before, {**variables, "shared": 9}) == ["one", "two"]
+    (collection / "roles/helper/tasks/main.yml").write_text("helps otherwise")
+    assert changed_layers(collection, before, variables) == ["two"]
+
+
 def test_missing_programs_come_with_the_apt_line(tmp_path: Path):
     (tmp_path / "there").write_text("#!/bin/sh\n")
     (tmp_path / "there").chmod(0o755)

@@ -1,0 +1,202 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to the collection goldsmith.images: it may change at any time and is not for use by other collections.
+"""The program that Packer starts for build_method rootfs: archive of a root tree -> roles -> disk image.
+
+    python3 -m ansible_collections.goldsmith.images.plugins.module_utils._rootfs_build SPECIFICATION.json
+
+All of it runs in a mount and PID namespace of its own (and a user namespace where there is no root), so whatever kills
+it leaves no process and no mount behind. Its standard output is what Packer shows; commands write to the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+from ansible_collections.goldsmith.images.plugins.module_utils import _disk, _root_tree, _tree_layers
+from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache, CacheError, make_key
+from ansible_collections.goldsmith.images.plugins.module_utils._command import (
+    CommandError,
+    Interrupted,
+    Runner,
+    interruptible,
+    private_namespaces,
+)
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSIDE = "--inside"
+
+
+class BuildError(Exception):
+    """The image cannot be built; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Specification:
+    """What to build; written as JSON by the role packer."""
+
+    #: Archive of the base's root tree, and the key that stands for its content.
+    archive: str
+    archive_key: str
+    #: Virtual size of the disk in bytes; no file on it is younger than epoch (seconds since 1970).
+    disk_size: int
+    epoch: int
+    #: What runs ansible-playbook, its inventory and the way into the tree excepted.
+    playbook_command: list[str]
+    environment: dict[str, str]
+    #: [{role, digest}]: the roles in their order; the digest stands for all that decides what a role does. Without
+    #: one the tree is not kept after that role, and none after it.
+    roles: list[dict[str, str]]
+    #: Folder of the layers; use_layers false neither takes nor leaves any.
+    cache_dir: str
+    cache_max_size: int
+    use_layers: bool
+    #: Results: the image, a report, a list of everything in the tree, the log of all commands.
+    image: str
+    report: str
+    listing: str
+    log: str
+    timeout: float
+
+
+class Build:
+    """One build, from the archive to the image."""
+
+    def __init__(self, spec: Specification, work: Path, cache: Cache, runner: Runner) -> None:
+        self.spec, self.work, self.cache, self.runner = spec, work, cache, runner
+        self.tree, self.raw = work / "tree", work / "disk.raw"
+        self.layout = _disk.Layout(spec.disk_size, spec.archive_key, spec.epoch)
+        self.steps: dict[str, float] = {}
+        self.report: dict[str, t.Any] = {"steps": self.steps}
+
+    def run(self) -> None:
+        spec = self.spec
+        with self.step("Unpacking the root tree"):
+            _disk.unpack(self.runner, (), Path(spec.archive), self.tree)
+            _disk.dress(self.runner, (), self.tree, self.layout)
+        names = [role["role"] for role in spec.roles]
+        keys = self.keys()
+        done = _tree_layers.usable(self.cache, keys)
+        self.report["restored"] = names[: len(done)]
+        if done:
+            with self.step(f"Restoring the tree after the role {names[len(done) - 1]}"):
+                for key in done:
+                    _tree_layers.restore(self.runner, self.cache, key, self.tree)
+        with self.step("Provisioning with Ansible"):
+            self.provision(names[len(done) :], keys[len(done) :])
+        with self.step("Writing the disk"):
+            _disk.clamp_times(self.runner, (), self.tree, spec.epoch)
+            self.report["tree_sha256"] = _tree_layers.digest(self.tree, Path(spec.listing))
+            _disk.write_disk(self.runner, (), self.tree, self.raw, self.layout)
+            self.report["disk_bytes"] = self.raw.stat().st_blocks * 512
+            self.report["disk_digest"] = _disk.digest(self.raw)
+        with self.step("Converting hard drive"):
+            Path(spec.image).parent.mkdir(exist_ok=True)
+            _disk.to_qcow2(self.runner, self.raw, Path(spec.image), compress=True)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        say(name)
+        start = time.monotonic()
+        yield
+        self.steps[name] = round(time.monotonic() - start, 2)
+
+    def keys(self) -> list[str]:
+        """The key of the layer of each role, as far as the roles are known."""
+        if not self.spec.use_layers:
+            return []
+        keys: list[str] = []
+        previous = make_key({"tree": self.spec.archive_key, "disk": [self.spec.disk_size, _disk.DISK_FORMAT]})
+        for role in self.spec.roles:
+            if not role["digest"]:
+                break
+            previous = make_key({"previous": previous, **role})
+            keys.append(previous)
+        return keys
+
+    def provision(self, roles: list[str], keys: list[str]) -> None:
+        """Run the playbook over the chroot connection; every role with a key leaves a layer."""
+        state = self.work / "state.json"
+        inventory = {
+            "ansible_connection": "community.general.chroot",
+            "ansible_host": str(self.tree),
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+        layers = {
+            "image_roles": roles,
+            "image_tree": {
+                "path": str(self.tree),
+                "state_path": str(state),
+                "cache_dir": self.spec.cache_dir,
+                "cache_max_size": self.spec.cache_max_size,
+                "log_path": self.spec.log,
+                "keys": dict(zip(roles, keys, strict=False)),
+            },
+        }
+        for name, content in (("inventory.json", {"all": {"hosts": {"tree": inventory}}}), ("layers.json", layers)):
+            (self.work / name).write_text(json.dumps(content), encoding="utf-8")
+        command = [*_root_tree.enter(self.tree), *self.spec.playbook_command, "--inventory",
+                   str(self.work / "inventory.json"), "--extra-vars", f"@{self.work}/layers.json"]  # fmt: skip
+        with _root_tree.services_blocked(self.tree):
+            state.write_text(json.dumps(_tree_layers.snapshot(self.tree)), encoding="utf-8")
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, env={**os.environ, **self.spec.environment}, check=False
+            )
+        if done.returncode != 0:
+            raise BuildError(f"ansible-playbook ended with exit status {done.returncode}")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    path = Path(arguments[0])
+    if INSIDE not in arguments:
+        command = [*private_namespaces(), sys.executable, "-m", __spec__.name, str(path), INSIDE]
+        os.execv(command[0], command)
+    spec = Specification(**json.loads(path.read_text(encoding="utf-8")))
+    cache = Cache(Path(spec.cache_dir), spec.cache_max_size, remove=_root_tree.remove)
+    runner = Runner(Path(spec.log), deadline=time.monotonic() + spec.timeout)
+    runner.log.write_text("", encoding="utf-8")
+    start = time.monotonic()
+    with interruptible():
+        cache.open()
+        with cache.workspace(make_key({"build": spec.image})) as work:
+            build = Build(spec, work, cache, runner)
+            build.run()
+    build.report["seconds"] = round(time.monotonic() - start, 2)
+    build.report["peak_memory_kilobytes"] = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    Path(spec.report).write_text(json.dumps(build.report), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (
+        BuildError,
+        CacheError,
+        CommandError,
+        Interrupted,
+        OSError,
+        _disk.DiskError,
+        _tree_layers.LayerError,
+    ) as error:
+        say(f"ERROR: {error}")
+        sys.exit(1)
