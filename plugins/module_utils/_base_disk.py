@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import subprocess
 import time
 import typing as t
 from pathlib import Path
@@ -154,9 +153,7 @@ def get(request: Request, cache: Cache, dry_run: bool) -> Result:
 
 def _maker(request: Request, phases: Phases, cache: Cache) -> _Tree | _Download:
     if request.method == "download":
-        if request.form == "tree":
-            raise BaseDiskError("method 'download' makes disks only: take build_method 'vm'")
-        return _Download(request, phases)
+        return _DownloadedTree(request, phases, cache) if request.form == "tree" else _Download(request, phases)
     return _Tree(request, phases) if request.form == "tree" else _Bootstrap(request, phases, cache)
 
 
@@ -211,11 +208,8 @@ class _Tree:
         archive = folder / TREE
         with self.phases("bootstrap"):
             _bootstrap.make_tree(runner, self.enter, self.recipe, self.state.epoch, folder, archive)
-        status = subprocess.run(
-            [find_program("tar", "tar"), "--extract", "--to-stdout", "--occurrence", "--file", str(archive),
-             "./var/lib/dpkg/status"], check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-        return {"title": self.title(), "packages": _disk.installed_packages(status), "sources": self.recipe.sources()}
+        packages = _disk.installed_packages(_disk.read_archived(archive, "var/lib/dpkg/status"))
+        return {"title": self.title(), "packages": packages, "sources": self.recipe.sources()}
 
     def title(self) -> str:
         return f"root tree of {self.request.distribution} {self.request.release}"
@@ -320,6 +314,40 @@ class _Download:
             runner.run([qemu_img, "convert", "-f", form, "-O", "qcow2", "-W", str(data), str(image)])
         if info["virtual-size"] < self.request.size:
             runner.run([qemu_img, "resize", "-q", "-f", "qcow2", str(image), str(self.request.size)])
+
+
+class _DownloadedTree(_Download):
+    """The root tree on somebody else's disk image."""
+
+    def __init__(self, request: Request, phases: Phases, cache: Cache) -> None:
+        super().__init__(request, phases)
+        self.cache = cache
+
+    def inputs(self) -> dict[str, t.Any]:
+        return {"method": "tree of a download", "checksum": str(self.checksum)}
+
+    def preflight(self, folder: Path) -> None:
+        super().preflight(folder)
+        if os.geteuid() != 0:
+            raise BaseDiskError("the root tree of a disk image can be read by root only: take build_method 'vm'")
+        missing = _disk.missing_programs()
+        if missing:
+            raise BaseDiskError("; ".join(missing))
+        require_space(folder, BOOTSTRAP_SPACE)
+        self.enter = private_namespaces()
+
+    def make(self, runner: Runner, folder: Path, partial: Path) -> dict[str, t.Any]:
+        key = make_key(super().inputs())
+        entry, _made = self.cache.make(
+            key, lambda place: super(_DownloadedTree, self).make(runner, place, partial), self.request.timeout
+        )
+        raw, archive = folder / "disk.raw", folder / TREE
+        with self.phases("unpack"):
+            _disk.to_raw(runner, entry.file(IMAGE), raw)
+            _disk.pack_root(runner, self.enter, raw, archive)
+            raw.unlink()
+        packages = _disk.installed_packages(_disk.read_archived(archive, "var/lib/dpkg/status"))
+        return {"title": f"root tree of {self.request.url}", "packages": packages, "sources": self.sources()}
 
 
 def default_cache_dir() -> str:

@@ -98,7 +98,7 @@ class BuildMethod:
 def choose_build_method(
     wanted: str,
     accelerator: Accelerator,
-    base_method: str,
+    base: t.Mapping[str, t.Any],
     running_system_roles: t.Mapping[str, str],
     tree_problem: t.Callable[[], str],
 ) -> BuildMethod:
@@ -112,8 +112,10 @@ def choose_build_method(
     if wanted == "auto" and accelerator.name == "kvm":
         return BuildMethod("vm", "with KVM a machine is as fast and closer to what will boot")
     problem = ""
-    if base_method != "bootstrap":
-        problem = f"the base is a disk (base.method: {base_method}), not a tree"
+    if base["method"] != "bootstrap" and "distribution" not in base and wanted == "auto":
+        problem = "the base is a disk of which base.distribution does not say what it holds"
+    elif base["method"] != "bootstrap" and os.geteuid() != 0:
+        problem = "the base is a disk, and only root can read the tree on it"
     elif running_system_roles:
         roles = "; ".join(f"{role} ({why})" for role, why in running_system_roles.items())
         problem = f"not every role can work without a running system: {roles}"

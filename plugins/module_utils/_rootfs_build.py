@@ -51,7 +51,8 @@ class Specification:
     #: Archive of the base's root tree, and the key that stands for its content.
     archive: str
     archive_key: str
-    #: Virtual size of the disk in bytes; no file on it is younger than epoch (seconds since 1970).
+    #: Virtual size of the disk in bytes; no file on it is younger than epoch (seconds since 1970), or than the youngest
+    #: of the archive if epoch is 0.
     disk_size: int
     epoch: int
     #: What runs ansible-playbook, its inventory and the way into the tree excepted.
@@ -78,7 +79,6 @@ class Build:
     def __init__(self, spec: Specification, work: Path, cache: Cache, runner: Runner) -> None:
         self.spec, self.work, self.cache, self.runner = spec, work, cache, runner
         self.tree, self.raw = work / "tree", work / "disk.raw"
-        self.layout = _disk.Layout(spec.disk_size, spec.archive_key, spec.epoch)
         self.steps: dict[str, float] = {}
         self.report: dict[str, t.Any] = {"steps": self.steps}
 
@@ -86,7 +86,9 @@ class Build:
         spec = self.spec
         with self.step("Unpacking the root tree"):
             _disk.unpack(self.runner, (), Path(spec.archive), self.tree)
-            _disk.dress(self.runner, (), self.tree, self.layout)
+            epoch = spec.epoch or newest(self.tree)
+            layout = _disk.Layout(spec.disk_size, spec.archive_key, epoch)
+            _disk.dress(self.runner, (), self.tree, layout)
         names = [role["role"] for role in spec.roles]
         keys = self.keys()
         done = _tree_layers.usable(self.cache, keys)
@@ -98,9 +100,9 @@ class Build:
         with self.step("Provisioning with Ansible"):
             self.provision(names[len(done) :], keys[len(done) :])
         with self.step("Writing the disk"):
-            _disk.clamp_times(self.runner, (), self.tree, spec.epoch)
+            _disk.clamp_times(self.runner, (), self.tree, epoch)
             self.report["tree_sha256"] = _tree_layers.digest(self.tree, Path(spec.listing))
-            _disk.write_disk(self.runner, (), self.tree, self.raw, self.layout)
+            _disk.write_disk(self.runner, (), self.tree, self.raw, layout)
             self.report["disk_bytes"] = self.raw.stat().st_blocks * 512
             self.report["disk_digest"] = _disk.digest(self.raw)
         with self.step("Converting hard drive"):
@@ -157,6 +159,11 @@ class Build:
             )
         if done.returncode != 0:
             raise BuildError(f"ansible-playbook ended with exit status {done.returncode}")
+
+
+def newest(tree: Path) -> int:
+    """When the youngest file of a tree was changed, in seconds since 1970."""
+    return max(int(status.st_mtime) for _path, status in _tree_layers.walk(tree))
 
 
 def say(text: str) -> None:

@@ -113,8 +113,8 @@ options:
   form:
     description:
       - V(disk) is a qcow2 image that boots.
-      - V(tree) is the archive (tar, compressed with zstd) of the root tree that the disk is made from. Only with
-        O(method=bootstrap).
+      - V(tree) is the archive (tar, compressed with zstd) of its root tree. That of a downloaded disk is the largest
+        ext4 file system on it, which only root can read.
     type: str
     choices: [disk, tree]
     default: disk

@@ -283,7 +283,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     accelerator = collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
     method = accelerator and collect(
         planning.choose_build_method, params["build_method"] or definition["build_method"], accelerator,
-        definition["base"]["method"], params["running_system_roles"], lambda: tree_problem(cache),
+        definition["base"], params["running_system_roles"], lambda: tree_problem(cache),
     )  # fmt: skip
     folders = {
         "cache folder": (cache, planning.CACHE_SPACE),

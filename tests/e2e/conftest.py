@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 MARK = "GOLDSMITH_IMAGES_TEST"
 # A loaded machine takes its time.
 SECONDS_TO_END = 90
+BUILD_SECONDS = 2700
 
 
 @dataclass
@@ -81,6 +82,24 @@ def play_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
         "LC_ALL": "C.UTF-8",
     }
     return environment
+
+
+@pytest.fixture(scope="session")
+def built(play_environment: dict[str, str]) -> str:
+    """Build the default image with the README's command; returns what was printed."""
+    done = subprocess.run(
+        ["ansible-playbook", "playbooks/build-image.yml", "-e", "image=cloud_base"],
+        cwd=CHECKOUT,
+        env=play_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-12000:]
+    return done.stdout
 
 
 @pytest.fixture
@@ -233,18 +252,23 @@ def nothing_left(running_here: Callable[[], list[str]], tmp_path: Path, private_
 
 
 @pytest.fixture
-def served_disk(tmp_path: Path) -> Iterator[Callable[[bytes], dict[str, str]]]:
-    """Serve a disk on loopback; returns the base of an image definition that downloads it."""
+def served_disk(tmp_path: Path) -> Iterator[Callable[[bytes | Path], dict[str, str]]]:
+    """Serve a disk, its content or its file, on loopback; returns the base of an image definition that downloads it."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def serve(content: bytes) -> dict[str, str]:
-        (folder / "disk.raw").write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        url = f"http://127.0.0.1:{server.server_port}/disk.raw"
+    def serve(content: bytes | Path) -> dict[str, str]:
+        disk = folder / "disk"
+        if isinstance(content, Path):
+            disk.symlink_to(content)
+        else:
+            disk.write_bytes(content)
+        with disk.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        url = f"http://127.0.0.1:{server.server_port}/disk"
         return {"method": "download", "url": url, "checksum": f"sha256:{digest}"}
 
     yield serve

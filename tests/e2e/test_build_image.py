@@ -18,25 +18,6 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 OUTPUT = CHECKOUT / "output" / "cloud_base"
 IMAGE = OUTPUT / "cloud_base.qcow2"
-DEADLINE = 2700
-
-
-@pytest.fixture(scope="session")
-def built(play_environment: dict[str, str]) -> str:
-    """Build the default image with the README's command; returns what was printed."""
-    done = subprocess.run(
-        ["ansible-playbook", "playbooks/build-image.yml", "-e", "image=cloud_base"],
-        cwd=CHECKOUT,
-        env=play_environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-12000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="session")

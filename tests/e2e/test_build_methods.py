@@ -87,6 +87,25 @@ def test_a_second_build_is_the_same_and_the_manifest_says_so(play, definition, t
     assert re.fullmatch(r"[0-9a-f]{64}", manifest["root_tree"]["tree_sha256"])
 
 
+def test_an_image_upon_the_disk_of_another_image(play, definition, served_disk, built: str, tmp_path: Path):
+    base = {**served_disk(CHECKOUT / "output/cloud_base/cloud_base.qcow2"), "distribution": "debian"}
+    output = tmp_path / "output"
+    done = build(
+        play, definition, tmp_path / "cache", output,
+        name="upon", base=base, roles=["node_exporter"], vars={"node_exporter_listen_address": "127.0.0.1:9100"},
+        checks=["identity", "hygiene"],
+    )  # fmt: skip
+    assert done.wait(HOUR) == 0, done.output[-8000:]
+    manifest = json.loads((output / "upon/manifest.json").read_text())
+    assert (
+        manifest["plan"]["build_method"]["name"]
+        == json.loads((CHECKOUT / "output/cloud_base/manifest.json").read_text())["plan"]["build_method"]["name"]
+    )
+    assert manifest["verification"]["passed"] is True
+    files = disk_tree.read(output / "upon/upon.qcow2")
+    assert "etc/containerd/config.toml" in files
+
+
 def test_reproducibility_cannot_be_claimed_for_a_machine(play, definition, cache: Path, tmp_path: Path):
     done = build(play, definition, cache, tmp_path, "-e", "image_prove_reproducible=true", build_method="vm")
     assert done.wait(HOUR) == 2

@@ -159,7 +159,11 @@ def unprivileged_home() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_without_root(play, definition, unprivileged_home: Path, built: str):
+def test_without_root(tree_build, play, definition, tree_cache: Path, unprivileged_home: Path):
+    roles = ["base_packages", "node_exporter"]
+    by_root = tree_build(roles=roles)
+    assert by_root.wait(MINUTES) == 2, by_root.output
+
     home = unprivileged_home
     base = sys.base_prefix
     shutil.copytree(Path("~/.cache/goldsmith-images/base_disks").expanduser(), home / "cache/base_disks")
@@ -168,7 +172,7 @@ def test_without_root(play, definition, unprivileged_home: Path, built: str):
         definition(
             base=CLOUD_BASE["base"],
             build_method="rootfs",
-            roles=["base_packages", "node_exporter"],
+            roles=roles,
             budgets={"size": "1MB"},
         ),
         path,
@@ -181,13 +185,16 @@ def test_without_root(play, definition, unprivileged_home: Path, built: str):
     running = play(
         BUILD, "-e", f"image={path}", "-e", f"image_output={home}/output", "-e", f"image_cache={home}/cache",
         "-e", "kubernetes_packages=distribution",
-        environment={"HOME": str(home), "TMPDIR": "/tmp", "USER": "nobody"},
+        # The home of this user in /etc/passwd does not exist.
+        environment={"HOME": str(home), "TMPDIR": "/tmp", "USER": "nobody", "ANSIBLE_REMOTE_TEMP": f"{home}/.ansible"},
         mounts="; ".join(steps), user="nobody:nogroup",
     )  # fmt: skip
     assert running.wait(MINUTES) == 2, running.output
     assert OVER_BUDGET in " ".join(running.output.split()), running.output
     [report] = reports(home / "cache")
     assert report["restored"] == []
+    assert report["tree_sha256"] == reports(tree_cache)[-1]["tree_sha256"]
+    assert report["disk_digest"] == reports(tree_cache)[-1]["disk_digest"]
     [image] = (home / "cache/work").glob("*/*/disk/mine.qcow2")
     assert image.stat().st_uid != 0
     assert not list((home / "cache/trees/work").iterdir())
@@ -273,11 +280,14 @@ def test_a_role_that_needs_a_running_system(play, definition, tied_role: dict[st
     assert not (tmp_path / "cache/base_disks").exists()
 
 
-def test_a_base_that_is_a_disk(play, definition, served_disk, tmp_path: Path):
-    path = definition(base=served_disk(b"\0" * 512), build_method="rootfs")
-    refused = play(BUILD, "-e", f"image={path}", "-e", f"image_cache={tmp_path}/cache")
+def test_a_disk_without_a_root_file_system(play, definition, served_disk, tmp_path: Path):
+    boot_sector = b"\0" * 510 + b"\x55\xaa"
+    path = definition(base=served_disk(boot_sector + b"\0" * (2**20 - 512)), build_method="rootfs")
+    refused = play(
+        BUILD, "-e", f"image={path}", "-e", f"image_cache={tmp_path}/cache", "-e", f"image_output={tmp_path}"
+    )
     assert refused.wait(120) == 2
-    assert "the base is a disk (base.method: download), not a tree" in " ".join(refused.output.split())
+    assert "holds an ext4 file system: take build_method 'vm'" in " ".join(refused.output.split()), refused.output
 
 
 @pytest.mark.parametrize(

@@ -43,24 +43,24 @@ TCG = planning.Accelerator("tcg", "max", "")
         ("auto", KVM, "bootstrap", {}, "", "vm", "with KVM"),
         ("auto", TCG, "bootstrap", {}, "", "rootfs", "no accelerated KVM"),
         ("rootfs", KVM, "bootstrap", {}, "", "rootfs", "asked for"),
-        ("auto", TCG, "download", {}, "", "vm", "the base is a disk"),
+        ("auto", TCG, "download", {}, "", "vm", "does not say what it holds"),
         ("auto", TCG, "bootstrap", {"zfs": "needs a kernel"}, "", "vm", "zfs (needs a kernel)"),
         ("auto", TCG, "bootstrap", {}, "this user may not mount here", "vm", "may not mount"),
     ],
 )
 def test_the_build_method_follows_what_is_possible(wanted, accelerator, base, running, problem, name, reason):
-    method = planning.choose_build_method(wanted, accelerator, base, running, lambda: problem)
+    method = planning.choose_build_method(wanted, accelerator, {"method": base}, running, lambda: problem)
     assert method.name == name
     assert reason in method.reason
 
 
 @pytest.mark.parametrize(
     ("base", "running", "problem"),
-    [("download", {}, ""), ("bootstrap", {"zfs": "needs a kernel"}, ""), ("bootstrap", {}, "may not mount here")],
+    [("bootstrap", {"zfs": "needs a kernel"}, ""), ("bootstrap", {}, "may not mount here")],
 )
 def test_a_tree_that_was_demanded_and_is_impossible_is_an_error(base, running, problem):
     with pytest.raises(planning.PlanError, match="build_method=rootfs was asked for, but cannot be used"):
-        planning.choose_build_method("rootfs", TCG, base, running, lambda: problem)
+        planning.choose_build_method("rootfs", TCG, {"method": base}, running, lambda: problem)
 
 
 @pytest.fixture
