@@ -66,7 +66,9 @@ def differences(before: Snapshot, after: Snapshot) -> tuple[list[str], list[str]
     """Paths that are new or changed, and paths that must go first, because they are gone or of another type."""
     changed = sorted(path for path, state in after.items() if state not in (MOUNTED, before.get(path)))
     other_type = {path for path in changed if path in before and before[path][2] != after[path][2]}
-    return changed, sorted(set(before) - set(after) | other_type)
+    hidden = tuple(f"{path}/" for path, state in after.items() if state == MOUNTED)
+    gone = {path for path in before if path not in after and not path.startswith(hidden)}
+    return changed, sorted(gone | other_type)
 
 
 def save(runner: Runner, cache: Cache, key: str, title: str, tree: Path, before: Snapshot, timeout: float) -> Snapshot:

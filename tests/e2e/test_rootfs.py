@@ -134,6 +134,18 @@ def test_the_cache_is_listed_and_pruned(tree_build, play, tree_cache: Path):
     assert "0 entries" in pruned.output
 
 
+@pytest.mark.slow_matrix
+def test_builds_at_the_same_time_share_the_cache(tree_build, tree_cache: Path):
+    variables = {"base_packages_extra": ["zip"]}
+    builds = [tree_build(name=name, vars=variables) for name in ("one", "two")]
+    for each in builds:
+        assert each.wait(MINUTES) == 2, each.output
+        assert OVER_BUDGET in " ".join(each.output.split()), each.output
+    one, two = reports(tree_cache)[-2:]
+    assert one["tree_sha256"] == two["tree_sha256"]
+    assert not list((tree_cache / "trees/work").iterdir())
+
+
 # --- without root ---------------------------------------------------------------------------------------------------
 
 

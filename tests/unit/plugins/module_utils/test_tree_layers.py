@@ -90,6 +90,14 @@ def test_a_change_that_hides_its_time_is_found(tree: Path):
     assert layers.differences(before, layers.snapshot(tree)) == (["etc/kept"], [])
 
 
+def test_what_a_mount_hides_has_not_gone(tree: Path):
+    before = layers.snapshot(tree)
+    after = {path: state for path, state in before.items() if not path.startswith("usr/old/")}
+    after["usr/old"] = layers.MOUNTED
+    assert layers.differences(before, after) == ([], [])
+    assert layers.differences(before, {**after, "usr/old": before["usr/old"]}) == ([], ["usr/old/file"])
+
+
 @pytest.mark.parametrize(
     "alter",
     [
