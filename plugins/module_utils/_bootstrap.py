@@ -394,6 +394,8 @@ def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, epoch: int, 
     """Run mmdebstrap; everything temporary stays below `work`, no file in the archive is younger than `epoch`."""
     temporary = work / "mmdebstrap"
     temporary.mkdir(mode=0o755)
+    # apt downloads as the user _apt.
+    work.chmod(0o755)
     bundles = {"FILES": FILES, "EXCLUDES": {EXCLUDES: (recipe.path_excludes, 0o644)}}
     scripts = {"customize": FINISH.replace("@KEYRING@", shlex.quote(str(recipe.keyring)))}
     if recipe.path_excludes:

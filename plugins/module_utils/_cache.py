@@ -269,8 +269,8 @@ class Cache:
     @contextlib.contextmanager
     def workspace(self, key: str) -> Iterator[Path]:
         """A folder of one's own; it goes at the end, or when the next user finds that its maker was killed."""
+        # For nobody else: a root tree has programs that run as root, whoever starts them.
         folder = Path(tempfile.mkdtemp(prefix=f"{key[:16]}.", dir=self.path / "work"))
-        folder.chmod(0o755)
         with (folder / "owner.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
@@ -296,6 +296,7 @@ class Cache:
         if target.exists():
             self._discard(target)
         (folder / "owner.lock").unlink()
+        folder.chmod(0o755)
         folder.rename(target)
 
     def _discard(self, folder: Path) -> None:
