@@ -169,15 +169,17 @@ def newest(tree: Path) -> int:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Tell Packer, which shows it at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
-def main(arguments: list[str]) -> int:
-    path = Path(arguments[0])
-    if INSIDE not in arguments:
-        command = [*private_namespaces(), sys.executable, "-m", __spec__.name, str(path), INSIDE]
+def main(path: str, *options: str) -> None:
+    """Build what the JSON file at `path` specifies."""
+    if INSIDE not in options:
+        command = [*private_namespaces(), sys.executable, "-m", __spec__.name, path, INSIDE]
         os.execv(command[0], command)
-    spec = Specification(**json.loads(path.read_text(encoding="utf-8")))
+    spec = Specification(**json.loads(Path(path).read_text(encoding="utf-8")))
     cache = Cache(Path(spec.cache_dir), spec.cache_max_size, remove=_root_tree.remove)
     runner = Runner(Path(spec.log), deadline=time.monotonic() + spec.timeout)
     runner.log.write_text("", encoding="utf-8")
@@ -192,20 +194,21 @@ def main(arguments: list[str]) -> int:
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     Path(spec.report).write_text(json.dumps(build.report), encoding="utf-8")
-    return 0
 
+
+ERRORS = (
+    BuildError,
+    CacheError,
+    CommandError,
+    Interrupted,
+    OSError,
+    _disk.DiskError,
+    _tree_layers.LayerError,
+)
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
-    except (
-        BuildError,
-        CacheError,
-        CommandError,
-        Interrupted,
-        OSError,
-        _disk.DiskError,
-        _tree_layers.LayerError,
-    ) as error:
+        main(*sys.argv[1:])
+    except ERRORS as error:
         say(f"ERROR: {error}")
-        sys.exit(1)
+        raise SystemExit(1) from error

@@ -16,20 +16,20 @@ HANG = b"\xfa\xf4" + b"\0" * 508 + b"\x55\xaa"  # boot sector: cli; hlt
 SECONDS_TO_END = 90
 # Boot sector that writes "line 01" to "line 60" to the first serial port and hangs, as assembled at 0x7c00:
 SIXTY_LINES = bytes.fromhex(
-    "fa fc"  #           cli; cld
-    "31 c0 8e d8"  #     xor ax, ax; mov ds, ax
-    "b3 01"  #           mov bl, 1            the number of the line
+    "fa fc"  # cli; cld
+    "31 c0 8e d8"  # xor ax, ax; mov ds, ax
+    "b3 01"  # mov bl, 1            the number of the line
     "88 d8 d4 0a"  # line: mov al, bl; aam    ah: tens, al: ones
-    "05 30 30"  #        add ax, '00'         as digits
-    "86 c4"  #           xchg al, ah          the tens come first in memory
-    "a3 45 7c"  #        mov [text + 5], ax
+    "05 30 30"  # add ax, '00'         as digits
+    "86 c4"  # xchg al, ah          the tens come first in memory
+    "a3 45 7c"  # mov [text + 5], ax
     "be 40 7c b9 09 00"  # mov si, text; mov cx, 9
-    "ba fd 03"  #  char: mov dx, 0x3fd        line status of the first serial port
+    "ba fd 03"  # char: mov dx, 0x3fd        line status of the first serial port
     "ec a8 20 74 fb"  # wait: in al, dx; test al, 0x20; jz wait   until it takes another byte
-    "ba f8 03 ac ee"  #  mov dx, 0x3f8; lodsb; out dx, al
-    "e2 f1"  #           loop char
+    "ba f8 03 ac ee"  # mov dx, 0x3f8; lodsb; out dx, al
+    "e2 f1"  # loop char
     "fe c3 80 fb 3c 76 d8"  # inc bl; cmp bl, 60; jbe line
-    "f4 eb fd"  #  hang: hlt; jmp hang
+    "f4 eb fd"  # hang: hlt; jmp hang
 )
 SIXTY_LINES = SIXTY_LINES.ljust(64, b"\0") + b"line 00\r\n"  # text, at 0x7c40
 SIXTY_LINES = SIXTY_LINES.ljust(510, b"\0") + b"\x55\xaa"

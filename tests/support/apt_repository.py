@@ -87,7 +87,7 @@ def _script(answer: str, without_arguments: str = "exit 0") -> str:
     return f'#!/bin/sh\nif [ $# -gt 0 ]; then echo "{answer}"; exit 0; fi\n{without_arguments}\n'
 
 
-def real_sizes(program: Path, sizes: Mapping[str, tuple[float, float]] = REAL_SIZES) -> dict[str, bytes]:
+def real_sizes(program: Path) -> dict[str, bytes]:
     """Return package -> what is put behind the end of its program, so that it takes the room of upstream's.
 
     It is taken from a real Go *program*: a share of every 64 KiB, so that code, tables and constants have the shares
@@ -99,12 +99,12 @@ def real_sizes(program: Path, sizes: Mapping[str, tuple[float, float]] = REAL_SI
     blocks = [content[start : start + block] for start in range(0, len(content) - block, block)]
     ratio = len(lzma.compress(b"".join(blocks[::20]), preset=1)) / len(b"".join(blocks[::20]))
     payloads = {}
-    for number, (name, (installed, packed)) in enumerate(sizes.items()):
+    for number, (name, (installed, packed)) in enumerate(REAL_SIZES.items()):
         noise = max(0.0, (packed / installed - ratio) / (1 - ratio))
         random_bytes = random.Random(name)
         share = int(installed * 10**6) // len(blocks)
         real = share - int(share * noise)
-        begin = number * block // len(sizes)
+        begin = number * block // len(REAL_SIZES)
         # Repeated for a share that begins near the end of its block, and for a small program.
         repeat = 2 + share // block
         payloads[name] = b"".join(
