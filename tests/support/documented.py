@@ -13,7 +13,7 @@ import yaml
 
 MODULES = Path(__file__).resolve().parents[2] / "plugins" / "modules"
 # What Ansible itself adds or every module may return.
-COMMON = {"action", "changed", "failed", "msg", "invocation", "diff", "warnings", "deprecations", "exception", "ansible_facts"}
+COMMON = {"action", "changed", "deprecations", "diff", "exception", "failed", "invocation", "msg", "warnings"}
 TYPES: dict[str, type | tuple[type, ...]] = {
     "bool": bool,
     "dict": dict,

@@ -280,12 +280,10 @@ class Unkillable(Stuck):
         return super().open(path)
 
 
-@pytest.mark.parametrize(("layer", "limit"), [(Stuck(), 1.0), (Unkillable(), 2.5)])
-def test_hanging_device_is_given_up(layer: _kvm_ioctl.Layer, limit: float) -> None:
+@pytest.mark.parametrize("layer", [Stuck(), Unkillable()])
+def test_hanging_device_is_given_up(layer: _kvm_ioctl.Layer) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    start = time.monotonic()
     seen = _kvm.probe("/dev/kvm", "x86_64", 1000, MAX_NS, 0.2, layer)
-    assert time.monotonic() - start < limit
     assert (seen.step, seen.errno) == ("open", errno.ETIMEDOUT)
     assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ChildProcessError):
