@@ -23,10 +23,16 @@ START_SPACE = 64  # MiB that a guest writes before it answers
 
 
 def check_kvm() -> dict[str, t.Any]:
-    """What kvm_check returns with its defaults."""
+    """What kvm_check returns with its defaults, as far as it is of use for a VM of this module."""
     host = _kvm.gather_host(KVM_DEVICE)
+    if host.machine not in ("x86_64", "amd64"):
+        hint = f"KVM of {host.machine} does not run x86-64 guests."
+        return {"accelerated": False, "reason": "unsupported_architecture", "hint": hint}
     max_ns = 50.0
-    seen = _kvm.probe(KVM_DEVICE, host.machine, 1000, max_ns, 2.0)
+    try:
+        seen = _kvm.probe(KVM_DEVICE, host.machine, 1000, max_ns, 2.0)
+    except _kvm.KvmError as exc:
+        return {"accelerated": False, "reason": "unknown", "hint": f"{exc}."}
     return _kvm.report(_kvm.judge(seen, max_ns), seen, host)
 
 

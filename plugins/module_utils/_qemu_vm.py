@@ -261,9 +261,8 @@ class Vm:
 
     def _create_disk(self, name: str, disk: Disk) -> None:
         backing = ["-F", disk.image_format, "-b", disk.image] if disk.image else []
-        size = [disk.capacity] if disk.capacity else []
-        target = str(self.directory / name)
-        self._run([self.tools.qemu_img, "create", "-q", "-f", "qcow2", *backing, target, *size])
+        target = [str(self.directory / name), *([disk.capacity] if disk.capacity else [])]
+        self._run([self.tools.qemu_img, "create", "-q", "-f", "qcow2", *backing, *target])
 
     def _start(self, record: Record, snapshot: str | None) -> Record:
         console = self.directory / qemu.CONSOLE

@@ -525,7 +525,7 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
     make = params["state"] == "started" and not module.check_mode and not directory.is_dir()
     if make:
         try:
-            directory.mkdir(mode=0o700, parents=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # another run may be as far
         except OSError as exc:
             raise VmError(f"cannot make {directory}: {exc.strerror}") from exc
     os.umask(0o077)  # a seed, a log or the memory in a snapshot may hold secrets
