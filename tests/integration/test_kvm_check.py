@@ -99,12 +99,13 @@ def test_level_that_this_machine_reaches_does_not_fail(run_module) -> None:
 
 
 def test_examples(run_module) -> None:
-    for task in documented.section("kvm_check", "EXAMPLES"):
+    [from_the_page] = documented.blocks("kvm_check.md")
+    for task in [*documented.section("kvm_check", "EXAMPLES"), *from_the_page]:
         for name, params in task.items():
             if name.startswith("goldsmith.images."):
                 result = run_module(name, **(params or {}))
                 # To fail is right where there is no KVM, if that is what was asked for.
-                assert not result["failed"] or (params["fail"] and not result["accelerated"]), task["name"]
+                assert not result["failed"] or (params["fail"] and not result["accelerated"]), task
                 documented.check_returned("kvm_check", result)
 
 

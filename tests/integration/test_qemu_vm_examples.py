@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from ansible_collections.goldsmith.images.tests.support import documented
 from ansible_collections.goldsmith.images.tests.support.boot_sector import BUTTON
 
 pytestmark = [pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")]
-CHECKOUT = Path(__file__).resolve().parents[2]
 IMAGE = "/srv/images/cloud_base.qcow2"
 MODULE = "goldsmith.images.qemu_vm"
 
@@ -34,8 +32,7 @@ def examples() -> list[Task]:
 
 
 def page() -> list[Task]:
-    [block] = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs/qemu_vm.md").read_text(encoding="utf-8"), re.DOTALL)
-    [play] = yaml.safe_load(block)
+    [[play]] = documented.blocks("qemu_vm.md")
     return [{**task, "vars": play["vars"]} for task in play["tasks"]]
 
 

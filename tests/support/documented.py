@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def section(module_name: str, name: str) -> Any:
         if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
             return yaml.safe_load(ast.literal_eval(statement.value))
     raise AssertionError(f"{module_name} has no {name}")
+
+
+def blocks(page: str) -> list[Any]:
+    """The YAML blocks of a page in docs/, parsed."""
+    text = (MODULES.parents[1] / "docs" / page).read_text(encoding="utf-8")
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 
 
 def check_returned(module_name: str, result: dict[str, Any]) -> None:
