@@ -33,6 +33,8 @@ if t.TYPE_CHECKING:
 
 MARKER = "goldsmith-cache.json"
 FORMAT = 1
+#: How the names of folders begin that only wait for their removal.
+GRAVE = "old."
 FOLDERS = ("entries", "work", "partial", "locks", "logs")
 #: An entry that was asked for so recently may be in use by a build: it is not evicted, whatever the size limit says.
 IN_USE_SECONDS = 4 * 3600
@@ -133,10 +135,11 @@ class Cache:
         removed = []
         for folder in sorted((self.path / "work").iterdir()):
             with _try_lock(folder / "owner.lock") as lock:
-                # A folder without a lock file is one that was killed while it was removed, or is not yet locked.
-                if lock is None or (lock is False and time.time() - _mtime(folder) < 60):
+                # Without a lock file it is one whose removal was cut short, or one that is not yet locked.
+                new = lock is False and not folder.name.startswith(GRAVE) and time.time() - _mtime(folder) < 60
+                if lock is None or new:
                     continue
-                self.remove(folder)
+                self._bury(folder)
                 removed.append(folder.name)
         for name, age in (("partial", PARTIAL_SECONDS), ("logs", LOG_SECONDS)):
             for child in (self.path / name).iterdir():
@@ -266,15 +269,15 @@ class Cache:
     @contextlib.contextmanager
     def workspace(self, key: str) -> Iterator[Path]:
         """A folder of one's own; it goes at the end, or when the next user finds that its maker was killed."""
+        # For nobody else: a root tree has programs that run as root, whoever starts them.
         folder = Path(tempfile.mkdtemp(prefix=f"{key[:16]}.", dir=self.path / "work"))
-        folder.chmod(0o755)
         with (folder / "owner.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 yield folder
             finally:
                 if folder.exists():
-                    self.remove(folder)
+                    self._bury(folder)
 
     def _finish(self, key: str, folder: Path, data: dict[str, t.Any]) -> None:
         files = {}
@@ -293,14 +296,24 @@ class Cache:
         if target.exists():
             self._discard(target)
         (folder / "owner.lock").unlink()
+        folder.chmod(0o755)
         folder.rename(target)
 
     def _discard(self, folder: Path) -> None:
         # By rename first: an entry is there or it is not, also when this process dies half way.
-        grave = Path(tempfile.mkdtemp(prefix="old.", dir=self.path / "work"))
-        (grave / "owner.lock").touch()
-        folder.rename(grave / "entry")
-        self.remove(grave)
+        grave = self.path / "work" / f"{GRAVE}{os.getpid()}.{folder.name}"
+        folder.rename(grave)
+        self._bury(grave)
+
+    def _bury(self, folder: Path) -> None:
+        """Remove a work folder; by its name the next one knows it for rubbish, whatever was removed of it first."""
+        if not folder.name.startswith(GRAVE):
+            grave = folder.with_name(GRAVE + folder.name)
+            folder.rename(grave)
+            folder = grave
+        # Another process may be at it as well.
+        with contextlib.suppress(FileNotFoundError):
+            self.remove(folder)
 
 
 @contextlib.contextmanager

@@ -128,8 +128,8 @@ def choose_build_method(
     return BuildMethod("vm", problem)
 
 
-def role_digest(collection: Path, role: str) -> str:
-    """Return one sha256 over a role and all roles of this collection that its files name; empty if it is foreign."""
+def role_digests(collection: Path, role: str) -> dict[str, str]:
+    """Return the digests of a role and of all roles of this collection that its files name; none if it is foreign."""
     found: dict[str, str] = {}
     waiting = [role.removeprefix("goldsmith.images.")]
     while waiting:
@@ -140,7 +140,7 @@ def role_digest(collection: Path, role: str) -> str:
         found[name] = tree_digest(folder)
         for path in folder.rglob("*.yml"):
             waiting += ROLE_REFERENCE.findall(path.read_text(encoding="utf-8"))
-    return value_digest(found) if found else ""
+    return found
 
 
 def layers(
@@ -148,7 +148,7 @@ def layers(
 ) -> list[dict[str, str]]:
     """Return for each role what stands for all that decides about what it does, apart from the tree it finds.
 
-    A variable whose name begins with that of another role of the image is that role's own.
+    A variable whose name begins with that of another role of the image is that role's own, unless this one uses it.
     """
     result = []
     names = [role.rpartition(".")[2] for role in roles]
@@ -159,10 +159,10 @@ def layers(
         **outside,
     }
     for role, name in zip(roles, names, strict=True):
-        others = tuple(f"{other}_" for other in names if other != name)
+        digests = role_digests(collection, role)
+        others = tuple(f"{other}_" for other in names if other not in (name, *digests))
         variables = {key: value for key, value in role_vars.items() if not key.startswith(others)}
-        digest = role_digest(collection, role)
-        result.append({"role": role, "digest": digest and value_digest([digest, variables, common])})
+        result.append({"role": role, "digest": value_digest([digests, variables, common]) if digests else ""})
     return result
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _disk, _root_tree, _tree_layers
@@ -104,10 +105,11 @@ class Build:
             self.report["tree_sha256"] = _tree_layers.digest(self.tree, Path(spec.listing))
             _disk.write_disk(self.runner, (), self.tree, self.raw, layout)
             self.report["disk_bytes"] = self.raw.stat().st_blocks * 512
-            self.report["disk_digest"] = _disk.digest(self.raw)
-        with self.step("Converting hard drive"):
+        with self.step("Converting hard drive"), ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(_disk.digest, self.raw)
             Path(spec.image).parent.mkdir(exist_ok=True)
             _disk.to_qcow2(self.runner, self.raw, Path(spec.image), compress=True)
+            self.report["disk_digest"] = digest.result()
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -99,3 +99,14 @@ def test_the_readme_shows_the_specification(role: Path) -> None:
     script = CHECKOUT / "scripts" / "role_readme.py"
     done = subprocess.run([sys.executable, script, "--check", role.name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+INTO_AN_IMAGE = [role for role in ROLES if role.name not in ("base_disk", "packer", "verify_image")]
+
+
+@pytest.mark.parametrize("role", INTO_AN_IMAGE, ids=lambda role: role.name)
+def test_no_fact_about_the_build_host_can_get_into_an_image(role: Path) -> None:
+    # Over the chroot connection the kernel, the devices and the addresses in the facts are those of the build host.
+    text = "".join(path.read_text(encoding="utf-8") for path in role.rglob("*") if path.suffix in (".yml", ".j2"))
+    used = set(re.findall(r"ansible_facts(?:\.|\[')(\w+)", text))
+    assert used <= {"distribution", "distribution_major_version", "distribution_version", "is_chroot"}

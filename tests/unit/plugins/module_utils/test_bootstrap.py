@@ -106,14 +106,13 @@ def test_inputs_follow_what_decides_about_the_tree() -> None:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bootstrap, "find_program", lambda name, package: f"/usr/bin/{name}")
     recipe = make_recipe("debian", "trixie", ["vim"], ["main"], MIRRORS)
-    command = _bootstrap.mmdebstrap_command(recipe, tmp_path / "root.tar", tmp_path / "finish.sh", rootless=True)
+    hooks = {"customize": tmp_path / "finish.sh"}
+    command = _bootstrap.mmdebstrap_command(recipe, tmp_path / "root.tar", hooks, rootless=True)
     assert "--mode=unshare" in command
     target = command.index(str(tmp_path / "root.tar"))
     assert command[target - 1] == "trixie"
     assert command[target + 1 :] == recipe.sources()
-    assert "--dpkgopt=path-include=/usr/share/doc/*/copyright" in command
-    plain = make_recipe("debian", "trixie", [], ["main"], MIRRORS, path_excludes=False)
-    assert not any("path-" in word for word in _bootstrap.mmdebstrap_command(plain, tmp_path, tmp_path, rootless=False))
+    assert f"--customize-hook={tmp_path}/finish.sh" in command
 
 
 REFUSED = """\

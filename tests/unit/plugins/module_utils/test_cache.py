@@ -218,3 +218,13 @@ def test_evicted_entry_in_the_making_is_left_alone(cache: Cache) -> None:
         stack.enter_context(cache._lock(KEY, 1, None))
         assert Cache(cache.path, 1).evict() == []
     assert Cache(cache.path, 1).evict() == [KEY]
+
+
+def test_a_removal_that_was_cut_short_is_finished(cache: Cache) -> None:
+    rubbish = cache.path / "work/old.abc"
+    rubbish.mkdir()
+    (rubbish / "half of a tree").write_text("")
+    fresh = cache.path / "work/abc"
+    fresh.mkdir()
+    assert cache.sweep() == ["old.abc"], "what has no lock yet is somebody's, what waits for its removal is nobody's"
+    assert fresh.exists()

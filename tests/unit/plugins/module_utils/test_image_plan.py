@@ -88,6 +88,9 @@ def test_a_layer_depends_on_its_role_what_that_uses_and_its_variables(collection
     assert changed_layers(collection, before, variables) == []
     assert changed_layers(collection, before, {**variables, "one_x": 9}) == ["one"]
     assert changed_layers(collection, before, {**variables, "shared": 9}) == ["one", "two"]
+    both = planning.layers(["two", "helper"], {"helper_x": 1}, collection, {})
+    other = planning.layers(["two", "helper"], {"helper_x": 2}, collection, {})
+    assert both[0] != other[0], "a role that another uses brings its variables along"
     (collection / "roles/helper/tasks/main.yml").write_text("helps otherwise")
     assert changed_layers(collection, before, variables) == ["two"]
 
