@@ -83,7 +83,11 @@ def test_fail_names_level_reason_and_hint(run_module, tmp_path: Path) -> None:
 
 def test_oldest_python_of_a_target(run_module) -> None:
     pythons = [shutil.which("python3.9"), *map(str, Path.home().glob(".pyenv/versions/3.9.*/bin/python3.9"))]
-    working = [path for path in pythons if path and not subprocess.run([path, "-V"], capture_output=True).returncode]
+    working = [
+        path
+        for path in pythons
+        if path and subprocess.run([path, "-V"], capture_output=True, check=False).returncode == 0
+    ]
     if not working:
         pytest.skip("there is no Python 3.9 here")
     result = run_module("kvm_check", _python=working[0])
