@@ -21,6 +21,7 @@ import typing as t
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ansible_collections.goldsmith.images.plugins.module_utils import _kvm_ec2
 from ansible_collections.goldsmith.images.plugins.module_utils._kvm_ioctl import (
     API_VERSION,
     EXIT_NAMES,
@@ -29,7 +30,6 @@ from ansible_collections.goldsmith.images.plugins.module_utils._kvm_ioctl import
     observe,
 )
 
-X86_MACHINES = ("x86_64", "amd64", "i386", "i686")
 ARM64_MACHINES = ("aarch64", "arm64")
 BACKENDS = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
@@ -47,6 +47,10 @@ REASONS = (
     "run_failed",
     "unsupported_architecture",
 )
+
+# What must have succeeded; the two highest levels are the verdict's own.
+_LEVELS = {"device": ("open",), "api": ("open", "api_version"), "vm": ("open", "api_version", "create_vm")}
+LEVELS = (*_LEVELS, "run", "accelerated")
 
 _OPEN_REASONS = {
     errno.ENOENT: "no_device",
@@ -89,7 +93,11 @@ class Host:
     cpu_flags: list[str]
     hypervisor: str | None
     nested_param: bool | None
-    instance_type: str | None
+    instance: _kvm_ec2.Instance
+
+    @property
+    def has_flag(self) -> bool:
+        return bool({"vmx", "svm"} & set(self.cpu_flags))
 
 
 def judge(seen: Observation, max_ns: float) -> Verdict:
@@ -111,6 +119,15 @@ def judge(seen: Observation, max_ns: float) -> Verdict:
     else:
         reason = "run_failed"
     return Verdict(usable=False, accelerated=False, reason=reason)
+
+
+def reaches(level: str, verdict: Verdict, seen: Observation) -> bool:
+    """Whether the probe came as far as the level demands."""
+    if level == "accelerated":
+        return verdict.accelerated
+    if level == "run":
+        return verdict.usable
+    return seen.step not in _LEVELS[level]
 
 
 def probe(
@@ -208,8 +225,14 @@ def _end(child: int) -> int | None:
     return None
 
 
-def gather_host(path: str, machine: str | None = None, root: str = "/") -> Host:
-    """Facts from /proc and /sys; ``root`` is another root folder in tests."""
+def gather_host(
+    path: str,
+    machine: str | None = None,
+    root: str = "/",
+    ec2: t.Mapping[str, t.Any] | None = None,
+    imds_endpoint: str | None = None,
+) -> Host:
+    """Facts from /proc and /sys, and from the network if an endpoint is given; ``root`` is another folder in tests."""
     machine = machine or platform.machine()
     base = Path(root)
     flags = _cpu_flags(base / "proc/cpuinfo")
@@ -231,7 +254,7 @@ def gather_host(path: str, machine: str | None = None, root: str = "/") -> Host:
         cpu_flags=[flag for flag in ("vmx", "svm", "hypervisor") if flag in flags],
         hypervisor=hypervisor,
         nested_param=None if nested is None else nested in ("Y", "1"),
-        instance_type=product if vendor == "Amazon EC2" else None,
+        instance=_kvm_ec2.gather(ec2, imds_endpoint, product if vendor == "Amazon EC2" else None),
     )
 
 
@@ -279,8 +302,7 @@ def _cpu_flags(path: Path) -> set[str]:
 
 def kvm_ok_equivalent(host: Host) -> dict[str, t.Any]:
     """What kvm-ok (cpu-checker) would say: it opens nothing and runs nothing."""
-    has_flag = host.machine in ARM64_MACHINES or bool({"vmx", "svm"} & set(host.cpu_flags))
-    if not has_flag:
+    if host.machine not in ARM64_MACHINES and not host.has_flag:
         return {"usable": False, "message": "Your CPU does not support KVM extensions"}
     if host.device.exists:
         return {"usable": True, "message": "KVM acceleration can be used"}
@@ -326,20 +348,20 @@ def hint(verdict: Verdict, seen: Observation, host: Host) -> str:
 
 
 def _hint_no_device(host: Host) -> str:
+    ec2_hint = diagnose_ec2(host, accelerated=False)[1]
+    if ec2_hint:
+        return ec2_hint
     if host.machine in ARM64_MACHINES:
         return "KVM on arm64 needs a kernel that was booted in EL2; a virtual machine usually is not."
-    if host.instance_type is not None and "metal" not in host.instance_type:
-        if {"vmx", "svm"} & set(host.cpu_flags):
-            return f"The instance ({host.instance_type}) has the CPU flag: load the module (modprobe kvm_intel)."
-        return (
-            f"The instance type {host.instance_type} shows no virtualisation: use a type with nested virtualisation "
-            "and switch it on (CpuOptions.NestedVirtualization=enabled, at launch or while stopped), or a metal type."
-        )
-    if not {"vmx", "svm"} & set(host.cpu_flags):
+    if not host.has_flag:
         where = "in the hypervisor's settings of this VM (nested)" if host.hypervisor else "in the firmware's setup"
         return f"The CPU shows neither vmx nor svm: switch virtualisation on {where}."
     module = "kvm_intel" if "vmx" in host.cpu_flags else "kvm_amd"
     return f"The CPU can do it, but the module is not loaded: modprobe {module} (if it refuses: the firmware's setup)."
+
+
+def diagnose_ec2(host: Host, accelerated: bool) -> tuple[str | None, str]:
+    return _kvm_ec2.diagnose(host.instance, accelerated, host.has_flag, module_loaded=host.backend != "unknown")
 
 
 def exit_name(number: int | None) -> str | None:
@@ -367,5 +389,5 @@ def report(verdict: Verdict, seen: Observation, host: Host) -> dict[str, t.Any]:
         },
         "kvm_ok_equivalent": kvm_ok_equivalent(host),
         "hint": hint(verdict, seen, host),
-        "ec2": {"instance_type": host.instance_type},
+        "ec2": _kvm_ec2.report(host.instance, diagnose_ec2(host, verdict.accelerated)[0]),
     }

@@ -22,9 +22,10 @@ QMP_SOCKET = "qmp.sock"
 QEMU_LOG = "qemu.log"
 PID_FILE = "qemu.pid"
 UEFI_VARIABLES = "uefi_vars.fd"
+SCREENSHOT = "screenshot.png"
 
-MACHINE_TYPE = "q35"
 DISK_NODE = "disk"
+MOST_DISKS = 9  # extra ones: their files and nodes have one digit
 # The same for all: user-mode networks do not see each other, and a machine restored from another one's snapshot must
 # find its own address again when it restarts.
 MAC_ADDRESS = "52:54:00:12:34:56"
@@ -42,6 +43,7 @@ _UEFI_PAIRS = (
 class Machine:
     """What a VM is made of; all of it must be the same when a saved state is restored."""
 
+    machine: str = "q35"
     memory: int = 2048
     cpus: int = 2
     accelerator: str = "tcg"
@@ -58,6 +60,15 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A port of the loopback interface (0: a free one) that leads to one of the guest."""
+
+    guest_port: int
+    host_port: int = 0
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True)
 class Invocation:
     """One start of a machine: paths are absolute or relative to the runtime directory."""
 
@@ -67,8 +78,9 @@ class Invocation:
     disk: str
     disk_format: str
     disk_cache: str = "writeback"
+    extra_disks: int = 0
     seed: str | None = None
-    ssh_port: int = 0
+    forwards: list[Forward] = field(default_factory=lambda: [Forward(22)])
     uefi_code: str | None = None
     paused: bool = False
 
@@ -82,10 +94,15 @@ def find_uefi(root: str = "/") -> tuple[str, str] | None:
     return None
 
 
+def extra_disk(number: int) -> str:
+    """The file of the extra disk *number*, counted from 1."""
+    return f"disk{number}.qcow2"
+
+
 def build_command(wanted: Invocation) -> list[str]:
     """The command as a list. Only devices that are named here exist, so a new QEMU does not change the machine."""
     machine = wanted.machine
-    board = MACHINE_TYPE
+    board = machine.machine
     flash: list[str] = []
     if wanted.uefi_code is not None:
         board += ",pflash0=uefi_code,pflash1=uefi_vars"
@@ -93,7 +110,10 @@ def build_command(wanted: Invocation) -> list[str]:
             *_blockdev("uefi_code", "raw", wanted.uefi_code, {"read-only": True}),
             *_blockdev("uefi_vars", "raw", UEFI_VARIABLES, {}),
         ]
-    cache = {"no-flush": True} if wanted.disk_cache == "unsafe" else {}
+    writable: dict[str, t.Any] = {"discard": "unmap", "detect-zeroes": "unmap"}
+    if wanted.disk_cache == "unsafe":
+        writable["cache"] = {"no-flush": True}
+    forwards = [f"hostfwd={one.protocol}:127.0.0.1:{one.host_port}-:{one.guest_port}" for one in wanted.forwards]
     thread = ",thread=multi" if machine.accelerator == "tcg" and machine.cpus > 1 else ""
     command = [
         wanted.binary,
@@ -110,22 +130,20 @@ def build_command(wanted: Invocation) -> list[str]:
         *("-pidfile", PID_FILE),
         *("-rtc", "base=utc"),
         *flash,
-        *_blockdev(
-            DISK_NODE,
-            wanted.disk_format,
-            wanted.disk,
-            {"discard": "unmap", "detect-zeroes": "unmap", **({"cache": cache} if cache else {})},
-        ),
+        *_blockdev(DISK_NODE, wanted.disk_format, wanted.disk, writable),
         *("-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=1"),
     ]
     if wanted.seed is not None:
         command += _blockdev("seed", "raw", wanted.seed, {"read-only": True})
         command += ["-device", "ide-cd,drive=seed"]
     command += [
-        *("-netdev", f"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{wanted.ssh_port}-:22"),
+        *("-netdev", ",".join(["user,id=net,ipv6=off", *forwards])),
         *("-device", f"virtio-net-pci,netdev=net,mac={MAC_ADDRESS}"),
         *("-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"),
     ]
+    for number in range(1, wanted.extra_disks + 1):
+        command += _blockdev(f"{DISK_NODE}{number}", "qcow2", extra_disk(number), writable)
+        command += ["-device", f"virtio-blk-pci,drive={DISK_NODE}{number},serial={DISK_NODE}{number}"]
     if wanted.paused:
         command.append("-S")
     return [*command, *machine.extra_args]

@@ -25,7 +25,12 @@ else:
     HAS_QMP = True
     QMP_IMPORT_ERROR = None
 
-from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import DISK_NODE, QMP_SOCKET
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import (
+    DISK_NODE,
+    QMP_SOCKET,
+    SCREENSHOT,
+    Forward,
+)
 
 ANSWER_TIMEOUT = 15.0
 REFUSED_TIMEOUT = 1.0
@@ -61,29 +66,39 @@ class Monitor:
         version = (await self.execute("query-version"))["qemu"]
         return f"{version['major']}.{version['minor']}.{version['micro']}"
 
-    async def ssh_port(self) -> int | None:
-        """The port QEMU's user-mode network listens on for the guest's port 22."""
-        text = await self.execute("human-monitor-command", command_line="info usernet")
-        return parse_forwarded_port(text)
+    async def forwards(self) -> list[Forward]:
+        """The ports that QEMU's user-mode network listens on."""
+        return parse_forwards(await self.execute("human-monitor-command", command_line="info usernet"))
+
+    async def screenshot(self) -> None:
+        await self.execute("screendump", filename=SCREENSHOT, format="png")
 
     async def snapshots(self) -> list[str]:
-        """Names of the snapshots in the disk."""
-        for block in await self.execute("query-block"):
-            inserted = block.get("inserted", {})
-            if inserted.get("node-name") == DISK_NODE:
-                return [found["name"] for found in inserted["image"].get("snapshots", [])]
+        """Names of the snapshots in the first disk."""
+        for node, image in (await self._disks()).items():
+            if node == DISK_NODE:
+                return [found["name"] for found in image.get("snapshots", [])]
         return []
+
+    async def _disks(self) -> dict[str, t.Any]:
+        """The disks that hold a part of a snapshot: name of the node -> what QEMU knows of the image."""
+        blocks = [block["inserted"] for block in await self.execute("query-block") if "inserted" in block]
+        return {
+            block["node-name"]: block["image"]
+            for block in blocks
+            if re.fullmatch(rf"{DISK_NODE}\d?", block["node-name"])
+        }
 
     async def save(self, name: str, deadline: float) -> None:
         """Save the state of a paused VM, replacing an older snapshot of the same name."""
         await self.settle_jobs(deadline)
         if name in await self.snapshots():
-            await self._job("snapshot-delete", deadline, tag=name, devices=[DISK_NODE])
-        await self._job("snapshot-save", deadline, tag=name, vmstate=DISK_NODE, devices=[DISK_NODE])
+            await self._job("snapshot-delete", deadline, tag=name, devices=list(await self._disks()))
+        await self._job("snapshot-save", deadline, tag=name, vmstate=DISK_NODE, devices=list(await self._disks()))
 
     async def load(self, name: str, deadline: float) -> None:
         """Restore the state of a VM that was started paused."""
-        await self._job("snapshot-load", deadline, tag=name, vmstate=DISK_NODE, devices=[DISK_NODE])
+        await self._job("snapshot-load", deadline, tag=name, vmstate=DISK_NODE, devices=list(await self._disks()))
 
     async def settle_jobs(self, deadline: float) -> None:
         """Wait for jobs that an interrupted run left behind."""
@@ -149,7 +164,7 @@ async def _connect(client: t.Any, address: str) -> None:
         await asyncio.sleep(0.01)
 
 
-def parse_forwarded_port(text: str) -> int | None:
+def parse_forwards(text: str) -> list[Forward]:
     """From ``info usernet``: protocol[state], descriptor, source address and port, destination address and port."""
-    found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+22\b", text)
-    return int(found.group(1)) if found else None
+    found = re.findall(r"(TCP|UDP)\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)\b", text)
+    return [Forward(int(guest), int(host), protocol.lower()) for protocol, host, guest in found]

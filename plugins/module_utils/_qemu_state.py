@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ansible_collections.goldsmith.images.plugins.module_utils._owner import Process, read_process
-from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import Machine
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import Forward, Machine
 
 RECORD = "vm.json"
 RECORD_VERSION = 1
@@ -37,7 +37,10 @@ class VmError(Exception):
 
 @dataclass(frozen=True)
 class Disk:
-    """The image a VM was made from, and whether it works on the image itself or on an overlay."""
+    """The image a VM was made from, and whether it works on the image itself or on an overlay.
+
+    An extra disk may also be an empty one: then it has a capacity, as qemu-img understands it, and no image.
+    """
 
     image: str
     image_format: str
@@ -45,6 +48,7 @@ class Disk:
     cache: str = "unsafe"
     size: int = 0
     mtime_ns: int = 0
+    capacity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,13 @@ class Record:
     token: str
     machine: Machine
     disk: Disk
+    extra_disks: list[Disk] = field(default_factory=list)
     seed: dict[str, str] | None = None
     wanted_ssh_port: int = 0
+    wanted_forwards: list[Forward] = field(default_factory=list)
     lifetime: str = "permanent"
     ssh_port: int | None = None
+    forwards: list[Forward] = field(default_factory=list)
     pid: int | None = None
     start_time: int | None = None
     command: list[str] = field(default_factory=list)
@@ -97,7 +104,9 @@ class Wanted:
     image_format: str | None = None
     overlay: bool | None = None
     disk_cache: str | None = None
+    disks: list[Disk] | None = None
     seed: dict[str, str] | None = None
+    machine: str | None = None
     memory: int | None = None
     cpus: int | None = None
     accelerator: str | None = None
@@ -105,6 +114,7 @@ class Wanted:
     firmware: str | None = None
     extra_args: list[str] | None = None
     ssh_port: int | None = None
+    port_forwards: list[Forward] | None = None
     snapshot: str | None = None
     keep_running: bool = False
     lifetime: str | None = None
@@ -159,7 +169,7 @@ def _decide_started(current: Current, wanted: Wanted) -> Plan:
         return Plan(start=True, reason=_describe_death(record))
     differences = [
         *record.machine.differences(wanted_machine(record.machine, wanted)),
-        *_port_difference(record, wanted),
+        *_port_differences(record, wanted),
     ]
     if differences:
         raise VmError(f"the running VM differs ({'; '.join(differences)}): stop it first (state stopped)")
@@ -215,13 +225,22 @@ def _immutable_differences(record: Record, wanted: Wanted) -> list[str]:
         found.append(f"its image is {record.disk.image}, not {wanted.image}")
     if wanted.overlay is not None and wanted.overlay != record.disk.overlay:
         found.append(f"overlay is {record.disk.overlay}, not {wanted.overlay}")
+    if wanted.disks is not None and not same_disks(wanted.disks, record.extra_disks):
+        found.append("its disks are others")
     return found
 
 
-def _port_difference(record: Record, wanted: Wanted) -> list[str]:
-    if wanted.ssh_port in (None, 0, record.ssh_port):
-        return []
-    return [f"ssh_port is {record.ssh_port}, not {wanted.ssh_port}"]
+def same_disks(one: list[Disk], other: list[Disk]) -> bool:
+    return [(disk.image, disk.capacity) for disk in one] == [(disk.image, disk.capacity) for disk in other]
+
+
+def _port_differences(record: Record, wanted: Wanted) -> list[str]:
+    found = []
+    if wanted.ssh_port not in (None, 0, record.ssh_port):
+        found.append(f"ssh_port is {record.ssh_port}, not {wanted.ssh_port}")
+    if wanted.port_forwards is not None and wanted.port_forwards != record.wanted_forwards:
+        found.append("its port_forwards are others")
+    return found
 
 
 def wanted_machine(base: Machine, wanted: Wanted) -> Machine:
@@ -256,7 +275,9 @@ def load_record(directory: Path) -> Record | None:
         if data.pop("version") != RECORD_VERSION:
             raise VmError(f"{path} was written by another version of this module")
         machine, disk = Machine(**data.pop("machine")), Disk(**data.pop("disk"))
-        return Record(machine=machine, disk=disk, **data)
+        extra_disks = [Disk(**one) for one in data.pop("extra_disks", [])]
+        ports = {name: [Forward(**one) for one in data.pop(name, [])] for name in ("wanted_forwards", "forwards")}
+        return Record(machine=machine, disk=disk, extra_disks=extra_disks, **ports, **data)
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise VmError(f"{path} is damaged ({exc}): end the VM by hand and remove the directory") from exc
 

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_command as qemu
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_host as host
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_process as process
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_wait as waiting
 from ansible_collections.goldsmith.images.plugins.module_utils._owner import Process, read_process
@@ -42,6 +43,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._qemu_state impor
     Wanted,
     check_snapshot,
     load_record,
+    same_disks,
     save_record,
     wanted_machine,
 )
@@ -50,15 +52,25 @@ START_TIMEOUT = 30.0
 JOB_TIMEOUT = 300.0
 QUIT_TIMEOUT = 30.0
 LOCK_TIMEOUT = 120.0
+SSH = 22
+SET_CLOCK = "sh -c 'date -s @$(cat /sys/class/rtc/rtc0/since_epoch)'"
+NOT_RUNNING: dict[str, t.Any] = {
+    "phase": "stopped",
+    "pid": None,
+    "start_time": None,
+    "ssh_port": None,
+    "forwards": [],
+}
 
+DISK_FILES = (qemu.OVERLAY, "disk[1-9].qcow2", qemu.UEFI_VARIABLES)
 OWN_FILES = (
-    qemu.OVERLAY,
+    *DISK_FILES,
     qemu.SEED,
     qemu.CONSOLE,
     qemu.QMP_SOCKET,
     qemu.QEMU_LOG,
     qemu.PID_FILE,
-    qemu.UEFI_VARIABLES,
+    qemu.SCREENSHOT,
 )
 
 
@@ -67,6 +79,7 @@ class Tools:
     qemu: str
     qemu_img: str
     xorriso: str
+    ssh: str = "ssh"
 
 
 @contextlib.contextmanager
@@ -108,21 +121,20 @@ class Vm:
             return record
         machine = wanted_machine(record.machine, wanted)
         disk = record.disk
-        if disk.overlay and not plan.create:
-            size, mtime_ns = _identity(disk.image)
-            if (size, mtime_ns) != (disk.size, disk.mtime_ns):
-                raise VmError(
-                    f"{disk.image} has changed since the overlay on it was made: remove the VM (state absent)"
-                )
+        for one in [] if plan.create else [disk, *record.extra_disks]:
+            if one.overlay and one.image and _identity(one.image) != (one.size, one.mtime_ns):
+                raise VmError(f"{one.image} has changed since the overlay on it was made: remove the VM (state absent)")
         if machine.firmware == "uefi" and qemu.find_uefi() is None:
             raise VmError("no UEFI firmware found: install OVMF (Debian, Ubuntu: apt install ovmf)")
-        port = record.wanted_ssh_port if wanted.ssh_port is None else wanted.ssh_port
+        host.check_memory(machine.memory)
+        host.check_space(self.directory, _copied_files(warm_from) if plan.create and warm_from else [])
         record = replace(
             record,
             machine=machine,
             disk=replace(disk, cache=wanted.disk_cache or disk.cache),
             seed=record.seed if wanted.seed is None else wanted.seed,
-            wanted_ssh_port=port,
+            wanted_ssh_port=record.wanted_ssh_port if wanted.ssh_port is None else wanted.ssh_port,
+            wanted_forwards=record.wanted_forwards if wanted.port_forwards is None else wanted.port_forwards,
             lifetime=wanted.lifetime or record.lifetime,
             restored_snapshot=wanted.snapshot,
         )
@@ -148,15 +160,16 @@ class Vm:
                 raise VmError(f"warm_from: the VM in {warm_from} has no overlay that could be copied")
             if wanted.image is not None and wanted.image != base.disk.image:
                 raise VmError(f"warm_from: the VM in {warm_from} was made from {base.disk.image}")
+            if wanted.disks is not None and not same_disks(wanted.disks, base.extra_disks):
+                raise VmError(f"warm_from: the VM in {warm_from} has other disks")
         image = wanted.image or (base.disk.image if base else "")
         size, mtime_ns = _identity(image)
         overlay = wanted.overlay is not False
-        machine = wanted_machine(base.machine if base else qemu.Machine(), wanted)
         return Record(
             name=wanted.name or (base.name if base else self.directory.name),
             phase="creating",
             token=uuid.uuid4().hex,
-            machine=machine,
+            machine=wanted_machine(base.machine if base else self._default_machine(wanted), wanted),
             disk=Disk(
                 image=image,
                 image_format=wanted.image_format or (base.disk.image_format if base else detect_format(image)),
@@ -165,8 +178,16 @@ class Vm:
                 size=size,
                 mtime_ns=mtime_ns,
             ),
+            extra_disks=base.extra_disks if base else [_identified(disk) for disk in wanted.disks or []],
             seed=base.seed if base else None,
+            wanted_forwards=base.wanted_forwards if base else [],
             snapshots=dict(base.snapshots) if base else {},
+        )
+
+    def _default_machine(self, wanted: Wanted) -> qemu.Machine:
+        accelerator = wanted.accelerator or host.choose_accelerator("prefer")
+        return qemu.Machine(
+            accelerator=accelerator, cpu_model=host.default_cpu_model(accelerator, self._qemu_version())
         )
 
     def _disk_with_snapshots(self, record: Record, plan: Plan, warm_from: Path | None) -> Path | None:
@@ -199,7 +220,7 @@ class Vm:
         if record is None:  # nothing there, and nothing wanted
             return None
         if plan.kill and not plan.start:
-            record = self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+            record = self._save(record, **NOT_RUNNING)
         if plan.create:
             record = self._create(record, warm_from)
         if plan.start:
@@ -212,7 +233,7 @@ class Vm:
             # After a snapshot the guest must not write any more: no orderly shutdown.
             record = self._stop(record, current.process, graceful=not plan.save)
         if plan.record_death:
-            record = self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+            record = self._save(record, **NOT_RUNNING)
         return record
 
     def _save(self, record: Record, **changes: t.Any) -> Record:
@@ -222,30 +243,33 @@ class Vm:
 
     def _create(self, record: Record, warm_from: Path | None) -> Record:
         record = self._save(record, phase="creating")
-        for name in (qemu.OVERLAY, qemu.UEFI_VARIABLES, qemu.SEED):
-            (self.directory / name).unlink(missing_ok=True)
-        disk = record.disk
+        for name in (qemu.SEED, *DISK_FILES):
+            for old in self.directory.glob(name):
+                old.unlink()
         if warm_from is not None:
             with locked(warm_from):
-                for name in (qemu.OVERLAY, qemu.UEFI_VARIABLES):
-                    if (warm_from / name).exists():
-                        # cp, because it clones on file systems that can and keeps the holes on the others
-                        source, target = str(warm_from / name), str(self.directory / name)
-                        self._run(["cp", "--reflink=auto", "--sparse=always", "--", source, target])
-        elif disk.overlay:
-            self._run(
-                [
-                    *(self.tools.qemu_img, "create", "-q", "-f", "qcow2"),
-                    *("-F", disk.image_format, "-b", disk.image, str(self.directory / qemu.OVERLAY)),
-                ]
-            )
+                for source in _copied_files(warm_from):
+                    # cp, because it clones on file systems that can and keeps the holes on the others
+                    target = self.directory / source.name
+                    self._run(["cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target)])
+            return record
+        if record.disk.overlay:
+            self._create_disk(qemu.OVERLAY, record.disk)
+        for number, disk in enumerate(record.extra_disks, 1):
+            self._create_disk(qemu.extra_disk(number), disk)
         return record
+
+    def _create_disk(self, name: str, disk: Disk) -> None:
+        backing = ["-F", disk.image_format, "-b", disk.image] if disk.image else []
+        target = [str(self.directory / name), *([disk.capacity] if disk.capacity else [])]
+        self._run([self.tools.qemu_img, "create", "-q", "-f", "qcow2", *backing, *target])
 
     def _start(self, record: Record, snapshot: str | None) -> Record:
         console = self.directory / qemu.CONSOLE
         offset = console.stat().st_size if console.exists() else 0
-        record = replace(record, phase="starting", pid=None, start_time=None, ssh_port=None, token=uuid.uuid4().hex)
-        record = self._save(record, console_offset=offset)
+        record = self._save(
+            record, **{**NOT_RUNNING, "phase": "starting"}, token=uuid.uuid4().hex, console_offset=offset
+        )
         self._write_seed(record)
         uefi = qemu.find_uefi() if record.machine.firmware == "uefi" else None
         if uefi is not None and not (self.directory / qemu.UEFI_VARIABLES).exists():
@@ -258,8 +282,9 @@ class Vm:
                 disk=qemu.OVERLAY if record.disk.overlay else record.disk.image,
                 disk_format="qcow2" if record.disk.overlay else record.disk.image_format,
                 disk_cache=record.disk.cache,
+                extra_disks=len(record.extra_disks),
                 seed=qemu.SEED if record.seed is not None else None,
-                ssh_port=record.wanted_ssh_port,
+                forwards=[qemu.Forward(SSH, record.wanted_ssh_port), *record.wanted_forwards],
                 uefi_code=uefi[0] if uefi else None,
                 paused=snapshot is not None,
             )
@@ -269,13 +294,13 @@ class Vm:
         try:
             self._wait_for_monitor(child, record)
 
-            async def finish(monitor: Monitor) -> tuple[int | None, str]:
+            async def finish(monitor: Monitor) -> tuple[list[qemu.Forward], str]:
                 if snapshot is not None:
                     await monitor.load(snapshot, JOB_TIMEOUT)
                     await monitor.execute("cont")
-                return await monitor.ssh_port(), await monitor.qemu_version()
+                return await monitor.forwards(), await monitor.qemu_version()
 
-            port, version = session(self.directory, finish)
+            forwards, version = session(self.directory, finish)
             found = read_process(child.pid)
             if found is None:
                 raise VmError("QEMU ended right after its start")
@@ -284,7 +309,7 @@ class Vm:
                 phase="running",
                 pid=found.pid,
                 start_time=found.start_time,
-                ssh_port=port,
+                **_ports(forwards),
                 qemu_version=version,
             )
             if record.lifetime == "play":
@@ -292,7 +317,7 @@ class Vm:
         except BaseException as exc:
             child.kill()
             child.wait()
-            self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+            self._save(record, **NOT_RUNNING)
             if isinstance(exc, (VmError, MonitorError)):
                 raise self._start_error(record, exc) from exc
             raise
@@ -305,11 +330,29 @@ class Vm:
         return VmError(f"the VM {record.name} did not start: {exc}: {text}", **self.evidence(record), phase="start")
 
     def evidence(self, record: Record) -> dict[str, t.Any]:
+        """What a failed VM leaves to look at."""
         return {
-            "command": record.command,
             "command_line": shlex.join(record.command),
             "console_tail": waiting.last_lines(self.directory / qemu.CONSOLE, 50, record.console_offset),
+            "screenshot": self._screenshot() if record.process() is not None else None,
         }
+
+    def _screenshot(self) -> str | None:
+        try:
+            session(self.directory, Monitor.screenshot)
+        except MonitorError:
+            return None  # QEMU hangs, or is older than 7.1
+        return str(self.directory / qemu.SCREENSHOT)
+
+    def set_clock(self, record: Record, user: str, key: str | None, timeout: int) -> None:
+        """The guest's clock stood still since the snapshot; its hardware clock did not: QEMU emulates the host's."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+        options += [f"ConnectTimeout={timeout}", *([f"IdentityFile={key}", "IdentitiesOnly=yes"] if key else [])]
+        command = [self.tools.ssh, "-F", "none", "-p", str(record.ssh_port)]
+        for option in options:
+            command += ["-o", option]
+        sudo = "" if user == "root" else "sudo -n "
+        self._run([*command, "--", f"{user}@127.0.0.1", sudo + SET_CLOCK], timeout)
 
     def _spawn(self, record: Record) -> subprocess.Popen[bytes]:
         (self.directory / qemu.QMP_SOCKET).unlink(missing_ok=True)
@@ -357,16 +400,18 @@ class Vm:
         os.replace(f"{target}.new", target)
 
     def _resume(self, record: Record) -> Record:
-        async def work(monitor: Monitor) -> int | None:
+        async def work(monitor: Monitor) -> list[qemu.Forward]:
             await monitor.settle_jobs(JOB_TIMEOUT)
             await monitor.execute("cont")
-            return await monitor.ssh_port()
+            return await monitor.forwards()
 
         try:
-            port = session(self.directory, work)
+            forwards = session(self.directory, work)
         except MonitorError as exc:
-            raise VmError(f"the interrupted snapshot could not be undone: {exc}", **self.evidence(record)) from exc
-        return self._save(record, phase="running", ssh_port=port)
+            raise VmError(
+                f"the interrupted snapshot could not be undone: {exc}", **self.evidence(record), phase="resume"
+            ) from exc
+        return self._save(record, phase="running", **_ports(forwards))
 
     def _snapshot(self, record: Record, name: str, keep_running: bool) -> Record:
         record = self._save(record, phase="saving")
@@ -385,7 +430,9 @@ class Vm:
             session(self.directory, work)
         except MonitorError as exc:
             self._save(record, phase="running")
-            raise VmError(f"the snapshot {name} was not made: {exc}", **self.evidence(record)) from exc
+            raise VmError(
+                f"the snapshot {name} was not made: {exc}", **self.evidence(record), phase="snapshot"
+            ) from exc
         saved = {"machine": asdict(record.machine), "qemu_version": record.qemu_version}
         return self._save(
             record,
@@ -408,27 +455,48 @@ class Vm:
         if self.stopped_by is None:
             process.end(running, grace=5.0)
             self.stopped_by = "signal"
-        return self._save(record, phase="stopped", pid=None, start_time=None, ssh_port=None)
+        return self._save(record, **NOT_RUNNING)
 
     def _remove(self, record: Record | None) -> None:
         if record is not None:
             self._save(record, phase="removing")
-        for name in OWN_FILES:
-            (self.directory / name).unlink(missing_ok=True)
-            (self.directory / f"{name}.new").unlink(missing_ok=True)
         for leftover in self.directory.glob(".seed.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in self.directory.glob(f".{RECORD}.*"):
-            leftover.unlink(missing_ok=True)
+        for pattern in (*OWN_FILES, f"{qemu.SEED}.new", f".{RECORD}.*"):
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
         (self.directory / RECORD).unlink(missing_ok=True)  # last: until now the next run could go on here
         with contextlib.suppress(OSError):
             self.directory.rmdir()  # only if nothing else is in it
 
-    def _run(self, command: list[str]) -> str:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    def _run(self, command: list[str], timeout: float | None = None) -> str:
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise VmError(f"{shlex.join(command)} has not ended after {timeout:.0f} s") from exc
         if done.returncode != 0:
             raise VmError(f"{shlex.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()}")
         return done.stdout
+
+
+def _ports(forwards: list[qemu.Forward]) -> dict[str, t.Any]:
+    """SSH's port apart from the others, for the record."""
+    ssh = [one for one in forwards if (one.protocol, one.guest_port) == ("tcp", SSH)]
+    return {"ssh_port": ssh[0].host_port if ssh else None, "forwards": [one for one in forwards if one not in ssh]}
+
+
+def _copied_files(warm_from: Path) -> list[Path]:
+    """The files of a VM that another one starts from."""
+    return [path for pattern in DISK_FILES for path in warm_from.glob(pattern)]
+
+
+def _identified(disk: Disk) -> Disk:
+    if not disk.image:
+        return disk
+    size, mtime_ns = _identity(disk.image)
+    return replace(disk, image_format=disk.image_format or detect_format(disk.image), size=size, mtime_ns=mtime_ns)
 
 
 def _identity(image: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ HOPELESS = (
     re.compile(r"^grub rescue>", re.MULTILINE),
     re.compile(r"No bootable device"),
 )
+CLOUD_INIT_END = re.compile(r"Cloud-init v\. \S+ finished at .*")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_c])|[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -36,8 +37,39 @@ def wait_for_ssh(process: Process, port: int, console: Path, offset: int, timeou
 
     That the port can be connected to means nothing: QEMU itself accepts before anybody listens in the guest.
     """
-    deadline = time.monotonic() + timeout
     patience = 4.0  # a busy emulated guest takes a second or two to greet; giving up makes it begin anew
+
+    def ask(left: float) -> str | None:
+        nonlocal patience
+        greeting = read_greeting(port, min(patience, left))
+        patience = min(patience * 1.5, 10.0)
+        return greeting
+
+    return _wait("answer of an SSH server", ask, process, console, offset, timeout)
+
+
+def wait_for_cloud_init(process: Process, console: Path, offset: int, timeout: float) -> str:
+    """The message on the serial console that cloud-init ends with."""
+
+    def ask(left: float) -> str | None:
+        found = CLOUD_INIT_END.search(read_console(console, offset))
+        if found is None:
+            time.sleep(min(0.2, left))
+        return found[0].strip() if found else None
+
+    return _wait("end of cloud-init on the serial console", ask, process, console, offset, timeout)
+
+
+def _wait(
+    what: str,
+    ask: t.Callable[[float], str | None],
+    process: Process,
+    console: Path,
+    offset: int,
+    timeout: float,
+) -> str:
+    """Ask until there is an answer; *ask* gets the seconds that are left and takes a moment."""
+    deadline = time.monotonic() + timeout
     while True:
         if not process.alive():
             raise NoAnswer("QEMU has ended while the guest was booting")
@@ -46,11 +78,10 @@ def wait_for_ssh(process: Process, port: int, console: Path, offset: int, timeou
             raise NoAnswer(f"the guest will not come up: {hopeless}")
         left = deadline - time.monotonic()
         if left <= 0:
-            raise NoAnswer(f"no answer of an SSH server within {timeout:.0f} s")
-        greeting = read_greeting(port, min(patience, left))
-        if greeting:
-            return greeting
-        patience = min(patience * 1.5, 10.0)
+            raise NoAnswer(f"no {what} within {timeout:.0f} s")
+        answer = ask(left)
+        if answer:
+            return answer
 
 
 def read_greeting(port: int, timeout: float) -> str | None:

@@ -15,8 +15,8 @@ description:
   - A device node, a CPU flag, the right API version, even a guest that runs to its end do not mean that KVM is fast.
     There are kernels that offer KVM in software, a thousand times slower than hardware and slower than QEMU's own
     emulation (TCG). Only the time of the loop tells. So RV(usable) and RV(accelerated) are different answers.
-  - Takes less than 0.2 seconds, changes nothing, needs no privileges except access to the device, and uses no network.
-    The probe runs in a child process with a deadline, so it cannot hang.
+  - Takes less than 0.2 seconds, changes nothing, needs no privileges except access to the device, and uses no network
+    unless O(imds=true). The probe runs in a child process with a deadline, so it cannot hang.
 extends_documentation_fragment:
   - goldsmith.images.attributes
 attributes:
@@ -37,11 +37,14 @@ options:
     default: /dev/kvm
   level:
     description:
-      - What O(fail=true) demands.
+      - How far the probe must come with O(fail=true). Each level includes those before it.
     type: str
     choices:
-      usable: A guest ran.
-      accelerated: A guest ran at the speed of hardware.
+      device: The device could be opened.
+      api: It answered with the right API version.
+      vm: A virtual machine could be made.
+      run: A guest ran to its end, which is RV(usable).
+      accelerated: A guest ran at the speed of hardware, which is RV(accelerated).
     default: accelerated
   fail:
     description: Fail if the machine does not reach O(level). Otherwise the module only reports.
@@ -61,6 +64,35 @@ options:
     description: Seconds after which a guest that does not come back is given up.
     type: float
     default: 2.0
+  ec2:
+    description:
+      - What the caller knows about the EC2 instance that this machine is, for RV(ec2). What is left out is found out
+        from DMI, or is not known.
+    type: dict
+    suboptions:
+      instance_type:
+        description: The instance's type.
+        type: str
+      supported_features:
+        description:
+          - C(ProcessorInfo.SupportedFeatures) of the type, as C(aws ec2 describe-instance-types) returns it. It counts
+            more than what this module knows about types.
+        type: list
+        elements: str
+      nested_virtualization:
+        description: C(CpuOptions.NestedVirtualization) of the instance, as C(aws ec2 describe-instances) returns it.
+        type: str
+        choices: [enabled, disabled]
+  imds:
+    description:
+      - Ask the instance metadata service (IMDSv2) for the instance's type, for machines that DMI says nothing about.
+        Takes up to 2 seconds where there is none.
+    type: bool
+    default: false
+  imds_endpoint:
+    description: Where the metadata service is; over IPv6 V(http://[fd00:ec2::254]).
+    type: str
+    default: http://169.254.169.254
 """
 
 EXAMPLES = r"""
@@ -77,6 +109,14 @@ EXAMPLES = r"""
   goldsmith.images.kvm_check:
     level: accelerated
     fail: true
+
+- name: Find out why an EC2 instance has no KVM
+  goldsmith.images.kvm_check:
+    ec2:
+      instance_type: m8i.large
+      supported_features: [nested-virtualization]
+      nested_virtualization: disabled
+  register: kvm
 """
 
 RETURN = r"""
@@ -156,10 +196,44 @@ hint:
   type: str
   sample: Join the group kvm (usermod -aG kvm USER, then log in again).
 ec2:
-  description: The instance type if this is an EC2 instance, from DMI.
+  description: Why this machine, if it is an EC2 instance, has no KVM. What is not known is null.
   returned: always
   type: dict
-  sample: {instance_type: m8i.large}
+  contains:
+    instance_type:
+      description: The instance's type.
+      type: str
+      returned: always
+      sample: m8i.large
+    source:
+      description: Who said so, V(caller) (O(ec2)), V(imds) or V(dmi).
+      type: str
+      returned: always
+      sample: dmi
+    nested_capable:
+      description: Whether the type can run VMs.
+      type: bool
+      returned: always
+      sample: true
+    nested_enabled:
+      description: Whether nested virtualisation is switched on for the instance, as the caller said.
+      type: bool
+      returned: always
+      sample: false
+    diagnosis:
+      description:
+        - "V(ok), V(module_missing) (the CPU flag is there, the kernel module is not), V(type_cannot), V(opt_in_missing)
+          (the type can, but it is not switched on), V(flag_missing) (switched on, but the CPU flag does not show) or
+          V(type_unknown). RV(hint) says what to do."
+        - Null on other machines, and when RV(reason) has nothing to do with EC2.
+      type: str
+      returned: always
+      sample: opt_in_missing
+    imds_error:
+      description: Why the metadata service did not answer.
+      type: str
+      returned: always
+      sample: "http://169.254.169.254: timed out"
 """
 
 import typing as t
@@ -172,11 +246,21 @@ def main() -> t.NoReturn:
     module = AnsibleModule(
         argument_spec={
             "device": {"type": "path", "default": "/dev/kvm"},
-            "level": {"type": "str", "choices": ["usable", "accelerated"], "default": "accelerated"},
+            "level": {"type": "str", "choices": list(_kvm.LEVELS), "default": "accelerated"},
             "fail": {"type": "bool", "default": False},
             "max_ns_per_iteration": {"type": "float", "default": 50.0},
             "iterations": {"type": "int", "default": 1000},
             "timeout": {"type": "float", "default": 2.0},
+            "ec2": {
+                "type": "dict",
+                "options": {
+                    "instance_type": {"type": "str"},
+                    "supported_features": {"type": "list", "elements": "str"},
+                    "nested_virtualization": {"type": "str", "choices": ["enabled", "disabled"]},
+                },
+            },
+            "imds": {"type": "bool", "default": False},
+            "imds_endpoint": {"type": "str", "default": "http://169.254.169.254"},
         },
         supports_check_mode=True,
     )
@@ -184,7 +268,8 @@ def main() -> t.NoReturn:
     for name in ("max_ns_per_iteration", "iterations", "timeout"):
         if wanted[name] <= 0:
             module.fail_json(msg=f"{name} must be greater than 0, not {wanted[name]}")
-    host = _kvm.gather_host(wanted["device"])
+    endpoint = wanted["imds_endpoint"] if wanted["imds"] else None
+    host = _kvm.gather_host(wanted["device"], ec2=wanted["ec2"], imds_endpoint=endpoint)
     try:
         seen = _kvm.probe(
             wanted["device"], host.machine, wanted["iterations"], wanted["max_ns_per_iteration"], wanted["timeout"]
@@ -193,9 +278,11 @@ def main() -> t.NoReturn:
         module.fail_json(msg=str(exc))
     verdict = _kvm.judge(seen, wanted["max_ns_per_iteration"])
     result = _kvm.report(verdict, seen, host)
-    if wanted["fail"] and not result[wanted["level"]]:
+    if wanted["fail"] and not _kvm.reaches(wanted["level"], verdict, seen):
         module.fail_json(
-            msg=f"KVM is not {wanted['level']} here ({verdict.reason}). {result['hint']}", changed=False, **result
+            msg=f"KVM does not reach the level {wanted['level']} here ({verdict.reason}). {result['hint']}",
+            changed=False,
+            **result,
         )
     module.exit_json(changed=False, **result)
 

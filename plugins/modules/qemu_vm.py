@@ -12,8 +12,9 @@ version_added: "0.1.0"
 author: goldsmith.images contributors (@goldsmith-images)
 description:
   - Runs a VM with QEMU from a disk image, by default on an overlay, so that the image itself is never written.
-  - The VM has one virtio disk, a user-mode network with the guest's SSH port forwarded to a port of the loopback
+  - The VM has virtio disks, a user-mode network with the guest's SSH port forwarded to a port of the loopback
     interface, a serial console that goes to a file, a random number generator, and optionally a NoCloud seed.
+  - A host that has too little memory or room on its disk is refused before anything is started.
   - Everything about a VM is in O(runtime_dir). The process is known by its number and its start time. A VM whose
     process has ended is reported in RV(reason), not trusted, and O(state=started) starts it again. A run that was
     killed midway is repaired by the next one.
@@ -21,6 +22,7 @@ description:
 requirements:
   - QEMU 6.0 or later (qemu-system-x86_64, qemu-img)
   - xorriso, if O(seed) is used
+  - the OpenSSH client, if O(ssh_user) is used
   - the Python library qemu.qmp
   - Python 3.9 or later
 extends_documentation_fragment:
@@ -72,6 +74,23 @@ options:
         crashes. Default V(unsafe) for overlays, else V(writeback).
     type: str
     choices: [writeback, unsafe]
+  disks:
+    description:
+      - Further disks, up to 9; the guest finds them as C(/dev/disk/by-id/virtio-disk1) and so on. They live in
+        O(runtime_dir); an image is never written, the disk is an overlay on it. Snapshots contain them.
+    type: list
+    elements: dict
+    suboptions:
+      size:
+        description: Size of an empty disk, with a suffix (K, M, G, T), such as V(10G).
+        type: str
+      image:
+        description: Disk image to begin with, instead of O(disks[].size).
+        type: path
+      image_format:
+        description: As O(image_format).
+        type: str
+        choices: [qcow2, raw]
   warm_from:
     description:
       - The O(runtime_dir) of a stopped VM whose overlay is copied (cloned where the file system can) when this VM is
@@ -91,6 +110,9 @@ options:
       network_config:
         description: The file network-config. Without it cloud-init configures the first interface with DHCP.
         type: str
+  machine:
+    description: Machine type as QEMU names it, such as V(q35) or V(pc). Default V(q35).
+    type: str
   memory:
     description: Memory in MiB. Default V(2048).
     type: int
@@ -99,14 +121,20 @@ options:
     type: int
   accelerator:
     description:
-      - Default V(tcg), emulation, which works everywhere. Use M(goldsmith.images.kvm_check) to find out whether V(kvm)
-        is of use.
+      - How the guest's processor is run. What M(goldsmith.images.kvm_check) finds decides, unless V(kvm), V(tcg) or
+        V(forbid) is given.
+      - Without this option a new VM is made with V(prefer).
     type: str
-    choices: [kvm, tcg]
+    choices:
+      prefer: KVM if it is accelerated, else TCG. A VM that runs already is left as it is.
+      require: KVM, or an error if it is not accelerated.
+      forbid: TCG, QEMU's own emulation, which works everywhere.
+      kvm: KVM without a check, for those who have made one.
+      tcg: The same as V(forbid).
   cpu_model:
     description:
-      - CPU model as QEMU names it. Default V(max). QEMU before 8.0 panics current kernels with V(max) under emulation;
-        use V(qemu64) there.
+      - CPU model as QEMU names it. Default V(max), but V(qemu64) where QEMU before 8.0 emulates, because its V(max)
+        panics current kernels.
     type: str
   firmware:
     description: Default V(bios).
@@ -117,13 +145,40 @@ options:
       - Port of the loopback interface that leads to the guest's port 22. V(0), the default, takes a free one at each
         start, which QEMU and the kernel choose together, so that parallel starts cannot collide.
     type: int
+  port_forwards:
+    description: Further ports of the loopback interface that lead to ports of the guest.
+    type: list
+    elements: dict
+    suboptions:
+      guest_port:
+        description: The port of the guest.
+        type: int
+        required: true
+      host_port:
+        description: The port of the loopback interface; V(0) takes a free one at each start, see RV(vm.port_forwards).
+        type: int
+        default: 0
+      protocol:
+        description: The protocol.
+        type: str
+        choices: [tcp, udp]
+        default: tcp
   snapshot:
     description:
       - With O(state=snapshot) the name to save under; an older snapshot of this name is replaced.
       - With O(state=started) the name of a snapshot in the disk that a VM which is not running is restored from.
-      - A restored guest's clock stands at the time of the snapshot until somebody sets it. The emulated hardware clock
-        shows the host's time, so inside the guest C(date -s @$(cat /sys/class/rtc/rtc0/since_epoch)) is enough.
+      - A restored guest's clock stands at the time of the snapshot until somebody sets it. With O(ssh_user) this module
+        does. Inside the guest C(date -s @$(cat /sys/class/rtc/rtc0/since_epoch)) is enough, because the emulated
+        hardware clock shows the host's time.
     type: str
+  ssh_user:
+    description:
+      - An account of the guest, V(root) or one that may use sudo without a password. With it, the clock of a guest that
+        has just been restored from O(snapshot) is set.
+    type: str
+  ssh_private_key_file:
+    description: Private key for O(ssh_user). By default those that ssh finds by itself.
+    type: path
   keep_running:
     description: With O(state=snapshot), let the VM run on.
     type: bool
@@ -137,13 +192,17 @@ options:
     choices: [permanent, play]
   wait_for:
     description:
-      - V(ssh) waits for the greeting of the guest's SSH server. Fails early if QEMU ends or the console shows that the
-        guest will not come up (kernel panic, emergency mode).
+      - Fails early if QEMU ends or the console shows that the guest will not come up (kernel panic, emergency mode).
     type: str
-    choices: [none, ssh]
+    choices:
+      none: Nothing.
+      ssh: The greeting of the guest's SSH server.
+      cloud_init:
+        The last message of cloud-init on the serial console (C(console=ttyS0), and no C(final_message) of one's own).
+        Not for a restored VM, which does not boot.
     default: none
   timeout:
-    description: Seconds that O(wait_for) waits.
+    description: Seconds that O(wait_for) waits, and that a restored guest has to let its clock be set.
     type: int
     default: 600
   stop_timeout:
@@ -169,8 +228,16 @@ EXAMPLES = r"""
       user_data: |
         #cloud-config
         ssh_authorized_keys: ["{{ lookup('ansible.builtin.file', '~/.ssh/id_ed25519.pub') }}"]
-    wait_for: ssh
+    disks:
+      - size: 1G
+    port_forwards:
+      - guest_port: 80
+    wait_for: cloud_init
   register: booted
+
+- name: Show how to reach it
+  ansible.builtin.debug:
+    msg: "ssh -p {{ booted.vm.ssh_port }} debian@{{ booted.vm.ssh_host }}"
 
 - name: Save the booted state and stop
   goldsmith.images.qemu_vm:
@@ -184,6 +251,13 @@ EXAMPLES = r"""
     warm_from: /var/tmp/vm
     snapshot: warm
     wait_for: ssh
+    ssh_user: debian
+    ssh_private_key_file: ~/.ssh/id_ed25519
+
+- name: Shut it down
+  goldsmith.images.qemu_vm:
+    state: stopped
+    runtime_dir: /var/tmp/vm2
 
 - name: Remove the VMs
   goldsmith.images.qemu_vm:
@@ -223,6 +297,33 @@ vm:
       type: int
       returned: always
       sample: 41235
+    port_forwards:
+      description: The ports of O(port_forwards), those that QEMU took included.
+      type: list
+      elements: dict
+      returned: always
+      sample: [{guest_port: 80, host_port: 41236, protocol: tcp}]
+      contains:
+        guest_port:
+          description: The port of the guest.
+          type: int
+          returned: always
+          sample: 80
+        host_port:
+          description: The port of the loopback interface.
+          type: int
+          returned: always
+          sample: 41236
+        protocol:
+          description: V(tcp) or V(udp).
+          type: str
+          returned: always
+          sample: tcp
+    accelerator:
+      description: V(kvm) or V(tcg).
+      type: str
+      returned: always
+      sample: tcg
     qmp_socket:
       description: QEMU's monitor. One connection at a time.
       type: str
@@ -270,8 +371,20 @@ ssh_banner:
   returned: success, null unless O(wait_for=ssh)
   type: str
   sample: SSH-2.0-OpenSSH_10.0p2 Debian-7
+cloud_init:
+  description: The message that cloud-init ended with.
+  returned: success, null unless O(wait_for=cloud_init)
+  type: str
+  sample: Cloud-init v. 25.1.4 finished at Sat, 21 Nov 2026 19:41:22 +0000. Up 100.93 seconds
+clock_set:
+  description: Whether the guest's clock was set, because it was restored and O(ssh_user) is given.
+  returned: success
+  type: bool
+  sample: false
 phase:
-  description: In which phase it failed, V(start), V(snapshot) or V(wait_for_ssh).
+  description:
+    - In which phase it failed, V(start), V(resume), V(snapshot), V(wait_for_ssh), V(wait_for_cloud_init) or
+      V(set_clock).
   returned: on a failure of the VM
   type: str
   sample: wait_for_ssh
@@ -284,18 +397,26 @@ command_line:
   description: The QEMU command for a shell.
   returned: on a failure of the VM
   type: str
+screenshot:
+  description: A picture of the guest's screen (PNG), on the machine that the module ran on.
+  returned: on a failure of the VM, null if QEMU has ended, hangs, or is older than 7.1
+  type: str
+  sample: /var/tmp/vm/screenshot.png
 """
 
 import contextlib
 import os
+import re
 import typing as t
+from dataclasses import asdict
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_command as qemu
-from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_qmp, _qemu_wait
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_host, _qemu_qmp, _qemu_wait
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_state import (
     Current,
+    Disk,
     Record,
     VmError,
     Wanted,
@@ -315,6 +436,8 @@ def describe(directory: Path, record: Record | None, state: str) -> dict[str, t.
         "pid": record.pid if record else None,
         "ssh_host": "127.0.0.1",
         "ssh_port": record.ssh_port if record and running else None,
+        "port_forwards": [asdict(one) for one in record.forwards] if record and running else [],
+        "accelerator": record.machine.accelerator if record else None,
         "qmp_socket": str(directory / qemu.QMP_SOCKET),
         "console_log": str(directory / qemu.CONSOLE),
         "command": record.command if record else [],
@@ -334,40 +457,85 @@ def get_tools(module: AnsibleModule) -> Tools:
     if not _qemu_qmp.HAS_QMP:
         module.fail_json(msg=missing_required_lib("qemu.qmp"), exception=_qemu_qmp.QMP_IMPORT_ERROR)
     found = {}
-    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("xorriso", "")):
+    for program, package, option in (
+        ("qemu-system-x86_64", "qemu-system-x86", "state"),
+        ("qemu-img", "qemu-utils", "state"),
+        ("xorriso", "xorriso", "seed"),
+        ("ssh", "openssh-client", "ssh_user"),
+    ):
         path = module.get_bin_path(program)
-        needed = module.params["state"] == "started" and (program != "xorriso" or module.params["seed"])
-        if path is None and needed:
-            module.fail_json(msg=f"{program} is not installed (Debian, Ubuntu: apt install {package or program})")
+        if path is None and module.params["state"] == "started" and module.params[option]:
+            module.fail_json(msg=f"{program} is not installed (Debian, Ubuntu: apt install {package})")
         found[program] = path or program
-    return Tools(qemu=found["qemu-system-x86_64"], qemu_img=found["qemu-img"], xorriso=found["xorriso"])
+    return Tools(found["qemu-system-x86_64"], found["qemu-img"], found["xorriso"], found["ssh"])
 
 
-def read_wanted(params: dict[str, t.Any]) -> Wanted:
+def read_wanted(params: dict[str, t.Any], running: bool) -> Wanted:
     names = set(Wanted.__dataclass_fields__) & set(params)
     given = {name: params[name] for name in names}
     if given["seed"] is not None:
         given["seed"] = {key: given["seed"][key] for key in SEED_KEYS if given["seed"].get(key) is not None}
     if given["image"] is not None:
         given["image"] = os.path.abspath(given["image"])
+    if given["disks"] is not None:
+        given["disks"] = [
+            Disk(
+                image=os.path.abspath(one["image"]) if one["image"] else "",
+                image_format=one["image_format"] or "",
+                capacity=one["size"],
+            )
+            for one in given["disks"]
+        ]
+    if given["port_forwards"] is not None:
+        given["port_forwards"] = [qemu.Forward(**one) for one in given["port_forwards"]]
+    if given["accelerator"] is not None and params["state"] == "started":
+        keep = running and given["accelerator"] == "prefer"
+        given["accelerator"] = None if keep else _qemu_host.choose_accelerator(given["accelerator"])
     return Wanted(**given, warm=params["warm_from"] is not None)
+
+
+def check_params(params: dict[str, t.Any]) -> None:
+    """Refuse what the argument spec cannot express, so that check mode does too."""
+    for name in ("memory", "cpus"):
+        if params[name] is not None and params[name] < 1:
+            raise VmError(f"{name} must be at least 1, not {params[name]}")
+    disks, forwards = params["disks"] or [], params["port_forwards"] or []
+    if len(disks) > qemu.MOST_DISKS:
+        raise VmError(f"there can be {qemu.MOST_DISKS} further disks, not {len(disks)}")
+    for disk in disks:
+        if disk["size"] and re.fullmatch(r"\d+(\.\d+)?[KMGT]?", disk["size"]) is None:
+            raise VmError(f"the size of a disk is a number with K, M, G or T, not {disk['size']!r}")
+    ports = [params["ssh_port"] or 0]
+    targets = [("tcp", 22)]
+    for one in forwards:
+        ports += [one["guest_port"], one["host_port"]]
+        targets.append((one["protocol"], one["guest_port"]))
+    for port in ports:
+        if not 0 <= port <= 65535:
+            raise VmError(f"{port} is not a port")
+    for target in set(targets):
+        if targets.count(target) > 1:
+            raise VmError(f"the guest's {target[0]} port {target[1]} is forwarded twice (ssh_port leads to 22)")
 
 
 def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params)
+    check_params(params)
     warm_from = Path(os.path.abspath(params["warm_from"])) if params["warm_from"] else None
     make = params["state"] == "started" and not module.check_mode and not directory.is_dir()
     if make:
         try:
-            directory.mkdir(mode=0o700, parents=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # another run may be as far
         except OSError as exc:
             raise VmError(f"cannot make {directory}: {exc.strerror}") from exc
     os.umask(0o077)  # a seed, a log or the memory in a snapshot may hold secrets
     try:
         with locked(directory) if directory.is_dir() else contextlib.nullcontext():
             current = gather(directory)
+            wanted = read_wanted(params, current.running)
             plan = decide(current, wanted)
+            if params["wait_for"] == "cloud_init" and wanted.snapshot and params["state"] == "started":
+                raise VmError("wait_for=cloud_init waits for the end of a boot, but a restored VM does not boot")
             record = vm.prepare(current, plan, wanted, warm_from)
             before = state_of(current)
             after = {"started": "running", "stopped": "stopped", "absent": "absent"}.get(params["state"], "stopped")
@@ -387,25 +555,40 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
         "vm": describe(directory, None if after == "absent" else record, after),
         "stopped_by": vm.stopped_by,
         "ssh_banner": None,
+        "cloud_init": None,
+        "clock_set": False,
     }
     if module._diff:
         result["diff"] = {"before": {"state": before}, "after": {"state": after}}
-    if params["wait_for"] == "ssh" and params["state"] == "started" and not module.check_mode:
-        result["ssh_banner"] = wait_for_ssh(vm, directory, params["timeout"], result)
+    if params["state"] == "started" and not module.check_mode:
+        wait(vm, directory, params, plan.start, result)
     return result
 
 
-def wait_for_ssh(vm: Vm, directory: Path, timeout: float, result: dict[str, t.Any]) -> str:
+def wait(vm: Vm, directory: Path, params: dict[str, t.Any], started: bool, result: dict[str, t.Any]) -> None:
+    """Wait for what was asked for, put it into the result, and set the clock of a guest that was just restored."""
+    set_clock = started and params["snapshot"] is not None and params["ssh_user"] is not None
+    target = "ssh" if set_clock else params["wait_for"]
+    if target == "none":
+        return
     current = gather(directory)
     record, process = current.record, current.process
+    phase = f"wait_for_{target}"
     if record is None or process is None or record.ssh_port is None:
         evidence = vm.evidence(record) if record else {}
-        raise VmError("the VM ended right after its start", **evidence, phase="wait_for_ssh")
-    console = directory / qemu.CONSOLE
+        raise VmError("the VM ended right after its start", **{**result, **evidence}, phase=phase)
+    watched = (directory / qemu.CONSOLE, record.console_offset, params["timeout"])
     try:
-        return _qemu_wait.wait_for_ssh(process, record.ssh_port, console, record.console_offset, timeout)
-    except _qemu_wait.NoAnswer as exc:
-        raise VmError(f"{record.name}: {exc}", **vm.evidence(record), phase="wait_for_ssh", **result) from exc
+        if target == "ssh":
+            result["ssh_banner"] = _qemu_wait.wait_for_ssh(process, record.ssh_port, *watched)
+        else:
+            result["cloud_init"] = _qemu_wait.wait_for_cloud_init(process, *watched)
+        if set_clock:
+            phase = "set_clock"
+            vm.set_clock(record, params["ssh_user"], params["ssh_private_key_file"], params["timeout"])
+            result["clock_set"] = True
+    except (_qemu_wait.NoAnswer, VmError) as exc:
+        raise VmError(f"{record.name}: {exc}", **result, **vm.evidence(record), phase=phase) from exc
 
 
 def fail(module: AnsibleModule, error: VmError) -> t.NoReturn:
@@ -414,7 +597,8 @@ def fail(module: AnsibleModule, error: VmError) -> t.NoReturn:
     if details.get("command_line"):
         tail = "\n".join(details["console_tail"]) or "(nothing)"
         message += f"\nQEMU: {details['command_line']}\nThe last lines of the console:\n{tail}"
-    details.pop("command", None)
+        if details["screenshot"]:
+            message += f"\nThe screen: {details['screenshot']}"
     module.fail_json(msg=message, **{"changed": False, **details})
 
 
@@ -432,18 +616,41 @@ def main() -> t.NoReturn:
             "image_format": {"type": "str", "choices": ["qcow2", "raw"]},
             "overlay": {"type": "bool"},
             "disk_cache": {"type": "str", "choices": ["writeback", "unsafe"]},
+            "disks": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "size": {"type": "str"},
+                    "image": {"type": "path"},
+                    "image_format": {"type": "str", "choices": ["qcow2", "raw"]},
+                },
+                "mutually_exclusive": [("size", "image")],
+                "required_one_of": [("size", "image")],
+            },
             "warm_from": {"type": "path"},
             "seed": {"type": "dict", "options": {key: {"type": "str"} for key in SEED_KEYS}},
+            "machine": {"type": "str"},
             "memory": {"type": "int"},
             "cpus": {"type": "int"},
-            "accelerator": {"type": "str", "choices": ["kvm", "tcg"]},
+            "accelerator": {"type": "str", "choices": ["prefer", "require", "forbid", "kvm", "tcg"]},
             "cpu_model": {"type": "str"},
             "firmware": {"type": "str", "choices": ["bios", "uefi"]},
             "ssh_port": {"type": "int"},
+            "port_forwards": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "guest_port": {"type": "int", "required": True},
+                    "host_port": {"type": "int", "default": 0},
+                    "protocol": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
+                },
+            },
             "snapshot": {"type": "str"},
+            "ssh_user": {"type": "str"},
+            "ssh_private_key_file": {"type": "path"},
             "keep_running": {"type": "bool", "default": False},
             "lifetime": {"type": "str", "choices": ["permanent", "play"]},
-            "wait_for": {"type": "str", "choices": ["none", "ssh"], "default": "none"},
+            "wait_for": {"type": "str", "choices": ["none", "ssh", "cloud_init"], "default": "none"},
             "timeout": {"type": "int", "default": 600},
             "stop_timeout": {"type": "int", "default": 60},
             "extra_args": {"type": "list", "elements": "str"},

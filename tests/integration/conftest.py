@@ -28,6 +28,7 @@ class RunModule(Protocol):
         _check: bool = False,
         _diff: bool = False,
         _env: dict[str, str] | None = None,
+        _python: str = sys.executable,
         _timeout: float = 300,
         **params: Any,
     ) -> dict[str, Any]: ...
@@ -73,7 +74,8 @@ def run_module(ansible_env: dict[str, str]) -> RunModule:
     """``run_module("kvm_check", level="usable") -> result``: one module of this collection through ``ansible``.
 
     A failed module is a result with ``failed: true``, not an exception. Options of the runner start with an
-    underscore, so that they cannot collide with parameters of a module: ``_check``, ``_diff``, ``_env``, ``_timeout``.
+    underscore, so that they cannot collide with parameters of a module: ``_check``, ``_diff``, ``_env``, ``_python``,
+    ``_timeout``.
     """
     ansible = shutil.which("ansible", path=ansible_env["PATH"])
     if ansible is None:
@@ -86,11 +88,12 @@ def run_module(ansible_env: dict[str, str]) -> RunModule:
         _check: bool = False,
         _diff: bool = False,
         _env: dict[str, str] | None = None,
+        _python: str = sys.executable,
         _timeout: float = 300,
         **params: Any,
     ) -> dict[str, Any]:
         command = [ansible, "localhost", "-i", "localhost,", "-c", "local"]
-        command += ["-e", f"ansible_python_interpreter={sys.executable}"]
+        command += ["-e", f"ansible_python_interpreter={_python}"]
         command += ["-m", name if "." in name else f"goldsmith.images.{name}"]
         if params:  # an empty object would be taken for free-form text
             command += ["-a", json.dumps(params)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _kvm
+from ansible_collections.goldsmith.images.tests.support import documented
 
 has_device = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no access to /dev/kvm here")
 
@@ -48,6 +50,7 @@ def test_guest_that_runs_too_long_is_interrupted() -> None:
 @pytest.mark.parametrize("check", [False, True])
 def test_module(run_module, check: bool) -> None:
     result = run_module("kvm_check", _check=check)
+    documented.check_returned("kvm_check", result)
     assert not result["failed"], result.get("msg")
     assert result["changed"] is False
     assert result["usable"] is True
@@ -55,19 +58,59 @@ def test_module(run_module, check: bool) -> None:
     assert result["probe"]["step"] == "done"
 
 
-def test_missing_device(run_module, tmp_path: Path) -> None:
-    result = run_module("kvm_check", device=str(tmp_path / "kvm"))
+@pytest.mark.parametrize("check", [False, True])
+def test_missing_device(run_module, tmp_path: Path, check: bool) -> None:
+    ec2 = {"instance_type": "c5.2xlarge"}
+    result = run_module("kvm_check", device=str(tmp_path / "kvm"), ec2=ec2, _check=check)
+    documented.check_returned("kvm_check", result)
     assert not result["failed"]
     assert (result["usable"], result["reason"], result["errno"]) == (False, "no_device", "ENOENT")
+    if result["backend"] == "unknown":
+        assert result["ec2"]["diagnosis"] == "type_cannot"
+    assert (result["ec2"]["instance_type"], result["ec2"]["source"]) == ("c5.2xlarge", "caller")
     assert result["hint"]
 
 
 def test_fail_names_level_reason_and_hint(run_module, tmp_path: Path) -> None:
-    result = run_module("kvm_check", device=str(tmp_path / "kvm"), level="usable", fail=True, _check=True)
+    result = run_module("kvm_check", device=str(tmp_path / "kvm"), level="device", fail=True, _check=True)
+    documented.check_returned("kvm_check", result)
     assert result["failed"]
-    assert "not usable" in result["msg"]
+    assert "level device" in result["msg"]
     assert "no_device" in result["msg"]
+    assert result["hint"] in result["msg"]
     assert result["usable"] is False
+
+
+def test_oldest_python_of_a_target(run_module) -> None:
+    pythons = [shutil.which("python3.9"), *map(str, Path.home().glob(".pyenv/versions/3.9.*/bin/python3.9"))]
+    working = [
+        path
+        for path in pythons
+        if path and subprocess.run([path, "-V"], capture_output=True, check=False).returncode == 0
+    ]
+    if not working:
+        pytest.skip("there is no Python 3.9 here")
+    result = run_module("kvm_check", _python=working[0])
+    assert not result["failed"], result["msg"]
+    documented.check_returned("kvm_check", result)
+
+
+@has_device
+def test_level_that_this_machine_reaches_does_not_fail(run_module) -> None:
+    assert not run_module("kvm_check", level="run", fail=True)["failed"]
+    accelerated = run_module("kvm_check", level="accelerated", fail=True)
+    assert accelerated["failed"] is not accelerated["accelerated"]
+
+
+def test_examples(run_module) -> None:
+    [from_the_page] = documented.blocks("kvm_check.md")
+    for task in [*documented.section("kvm_check", "EXAMPLES"), *from_the_page]:
+        for name, params in task.items():
+            if name.startswith("goldsmith.images."):
+                result = run_module(name, **(params or {}))
+                # To fail is right where there is no KVM, if that is what was asked for.
+                assert not result["failed"] or (params["fail"] and not result["accelerated"]), task
+                documented.check_returned("kvm_check", result)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,14 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
 ]
 pytest.importorskip("qemu.qmp")
-from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_state, _qemu_vm  # noqa: E402
-
-POWER_OFF = bytes.fromhex("ba0406 b80020 ef")  # mov dx,0x604; mov ax,0x2000; out dx,ax: ACPI's S5 on this board
-ENABLE_POWER_BUTTON = bytes.fromhex("ba0206 b80001 ef")  # mov dx,0x602; mov ax,0x100; out dx,ax
-READ_POWER_BUTTON = bytes.fromhex("ba0006 ed f6c401")  # mov dx,0x600; in ax,dx; test ah,1
-
-
-def boot_sector(message: str, ticks: int | None = None, power_button: bool = False) -> bytes:
-    """Writes the message to the serial port, then a dot with every tick of the timer (18 a second).
-
-    Powers itself off after *ticks*, or when the power button is pressed.
-    """
-    start = ENABLE_POWER_BUTTON if power_button else b""
-    start += b"\xb9" + struct.pack("<H", ticks or 0)  # mov cx,ticks
-    loop = bytes.fromhex("fb f4 ba f803 b02e ee")  # sti; hlt; mov dx,0x3f8; mov al,'.'; out dx,al
-    if ticks is not None:
-        loop += b"\x49\x75" + bytes([len(POWER_OFF)]) + POWER_OFF  # dec cx; jnz
-    if power_button:
-        loop += READ_POWER_BUTTON + b"\x74" + bytes([len(POWER_OFF)]) + POWER_OFF  # jz
-    loop += b"\xeb" + struct.pack("<b", -len(loop) - 2)
-    write = bytes.fromhex("ac 84c0 7406 baf803 ee ebf5")  # lodsb; test al,al; jz; mov dx,0x3f8; out dx,al; jmp
-    head_size = 8
-    text_at = 0x7C00 + head_size + len(write) + len(start) + len(loop)
-    head = bytes.fromhex("31c0 8ed8 be") + struct.pack("<H", text_at) + b"\xfc"  # ds=0; mov si,text; cld
-    assert len(head) == head_size
-    code = head + write + start + loop + message.encode() + b"\0"
-    return code.ljust(510, b"\0") + b"\x55\xaa"
-
-
-HANG = boot_sector("BOOT\r\n")
-BUTTON = boot_sector("BOOT\r\n", power_button=True)
+from ansible_collections.goldsmith.images.plugins.module_utils import (  # noqa: E402
+    _kvm,
+    _qemu_qmp,
+    _qemu_state,
+    _qemu_vm,
+)
+from ansible_collections.goldsmith.images.tests.support import documented  # noqa: E402
+from ansible_collections.goldsmith.images.tests.support.boot_sector import BUTTON, HANG, boot_sector  # noqa: E402
 
 
 @pytest.fixture
@@ -124,6 +102,7 @@ def vm(run_module, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
         used.add(params["runtime_dir"])
         result = run_module("qemu_vm", **params) if _ansible else run_directly(params)
         assert result["failed"] is not _ok, result.get("msg", "") + result.get("exception", "")
+        documented.check_returned("qemu_vm", result)
         return result
 
     yield run
@@ -200,10 +179,22 @@ def test_guest_that_ignores_the_power_button_is_stopped_all_the_same(vm, image) 
     assert not alive(pid)
 
 
-def test_stopped_process_is_killed(vm, image) -> None:
+def test_process_that_hangs_is_ended_by_a_signal(vm, image, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = vm(state="started", image=image(HANG))["vm"]
+    os.kill(started["pid"], signal.SIGSTOP)
+    monkeypatch.setattr(_qemu_qmp, "ANSWER_TIMEOUT", 1.0)
+    directory = Path(started["runtime_dir"])
+    machine = _qemu_vm.Vm(directory, _qemu_vm.Tools("", "", ""), stop_timeout=1)
+    current, wanted = _qemu_state.gather(directory), _qemu_state.Wanted(state="stopped")
+    machine.apply(current, _qemu_state.decide(current, wanted), current.record, wanted, None)
+    assert machine.stopped_by == "signal"
+    assert not alive(started["pid"])
+
+
+def test_process_that_hangs_is_removed(vm, image) -> None:
     pid = vm(state="started", image=image(HANG))["vm"]["pid"]
     os.kill(pid, signal.SIGSTOP)
-    assert vm(state="absent")["changed"] is True
+    assert vm(state="absent")["stopped_by"] == "signal"
     assert not alive(pid)
 
 
@@ -312,6 +303,96 @@ def test_taken_port_is_an_error_and_free_ones_do_not_collide(vm, image, tmp_path
     assert len({free["ssh_port"], *(other["ssh_port"] for other in others)}) == 3
 
 
+def test_parallel_starts_do_not_collide(vm, image, tmp_path: Path) -> None:
+    disk = image(HANG)
+    with ThreadPoolExecutor(6) as pool:
+        places = [*(str(tmp_path / f"vm{number}") for number in range(4)), str(tmp_path / "vm0")]
+        runs = [
+            pool.submit(vm, state="started", image=disk, runtime_dir=place, port_forwards=[{"guest_port": 80}])
+            for place in places
+        ]
+        results = [run.result() for run in runs]
+    machines = {result["vm"]["pid"]: result["vm"] for result in results}
+    assert len(machines) == 4, "two runs for one directory made one VM"
+    assert sorted(result["changed"] for result in results) == [False, True, True, True, True]
+    ports = [vm["ssh_port"] for vm in machines.values()]
+    ports += [vm["port_forwards"][0]["host_port"] for vm in machines.values()]
+    assert len(set(ports)) == 8
+
+
+def test_machine_with_everything(vm, image, tmp_path: Path) -> None:
+    data = tmp_path / "data.img"
+    data.write_bytes(b"data".ljust(1024 * 1024, b"\0"))
+    options = {
+        "image": image(BUTTON),
+        "machine": "pc",
+        "cpu_model": "qemu64",
+        "accelerator": "forbid",
+        "disks": [{"size": "16M"}, {"image": str(data)}],
+        "port_forwards": [{"guest_port": 80}, {"guest_port": 53, "protocol": "udp"}],
+        "extra_args": ["-watchdog-action", "none"],
+    }
+    planned = vm(state="started", _check=True, **options)["vm"]
+    assert (planned["accelerator"], planned["port_forwards"]) == ("tcg", [])
+    started = vm(state="started", **options)["vm"]
+    assert [(one["guest_port"], one["protocol"]) for one in started["port_forwards"]] == [(80, "tcp"), (53, "udp")]
+    socket.create_connection(("127.0.0.1", started["port_forwards"][0]["host_port"]), 5).close()
+    assert vm(state="started", **options)["changed"] is False
+    assert "port_forwards are others" in vm(state="started", port_forwards=[], _ok=False)["msg"]
+    assert "disks are others" in vm(state="started", disks=[{"size": "32M"}], _ok=False)["msg"]
+    directory = Path(started["runtime_dir"])
+    wait_until(lambda: "BOOT" in Path(started["console_log"]).read_text())
+    vm(state="snapshot", snapshot="warm")
+    assert vm(state="started", snapshot="warm")["vm"]["restored_snapshot"] == "warm"
+    vm(state="stopped", stop_timeout=0)
+
+    copy = vm(state="started", runtime_dir=str(tmp_path / "copy"), warm_from=str(directory), snapshot="warm")["vm"]
+    assert copy["restored_snapshot"] == "warm"
+    assert [one["guest_port"] for one in copy["port_forwards"]] == [80, 53]
+    assert (tmp_path / "copy/disk2.qcow2").exists()
+    other = {"runtime_dir": str(tmp_path / "other"), "warm_from": str(directory), "disks": []}
+    assert "has other disks" in vm(state="started", _ok=False, **other)["msg"]
+
+    vm(state="absent")
+    assert not directory.exists()
+    assert data.read_bytes().startswith(b"data")
+
+
+def test_accelerator_is_what_kvm_check_says(vm, image, tmp_path: Path) -> None:
+    seen = _kvm.probe("/dev/kvm", platform.machine(), 1000, 50.0, 2.0)
+    accelerated = _kvm.judge(seen, 50.0).accelerated
+    disk = image(HANG)
+    assert vm(state="started", image=disk)["vm"]["accelerator"] == ("kvm" if accelerated else "tcg")
+    assert vm(state="started", accelerator="prefer")["changed"] is False
+    required = {"image": disk, "accelerator": "require", "runtime_dir": str(tmp_path / "required")}
+    for check in (True, False):
+        result = vm(state="started", _ok=accelerated, _check=check, **required)
+        assert accelerated or "KVM is required" in result["msg"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_host_without_memory_is_refused(vm, image, check: bool) -> None:
+    refused = vm(state="started", image=image(HANG), memory=99_999_999, _check=check, _ok=False)
+    assert "too little memory: 100000255 MiB needed" in refused["msg"]
+    assert "MiB available" in refused["msg"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_host_without_room_is_refused(vm, image, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        for check in (True, False):
+            refused = vm(state="started", image=image(HANG), runtime_dir=str(small / "vm"), _check=check, _ok=False)
+            assert "64 MiB needed, 20 MiB free" in refused["msg"]
+            assert not (small / "vm").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 def test_seed_is_a_nocloud_disk(vm, image) -> None:
     seed = {"user_data": "#cloud-config\nhostname: probe\n", "network_config": "version: 2\n"}
     started = vm(state="started", image=image(HANG), seed=seed, name="probe")["vm"]
@@ -362,6 +443,30 @@ def test_guest_that_never_answers(vm, image, sector: bytes, timeout: int, messag
     assert "qemu-system-x86_64 -name" in failed["msg"]
     assert any("BOOT" in line or "panic" in line for line in failed["console_tail"])
     assert failed["changed"] is True
+    if "has ended" in message:
+        assert failed["screenshot"] is None
+    else:
+        assert Path(failed["screenshot"]).read_bytes().startswith(b"\x89PNG\r\n")
+        assert failed["screenshot"] in failed["msg"]
+
+
+def test_end_of_cloud_init_is_read_from_the_console(vm, image) -> None:
+    last = "Cloud-init v. 25.1.4 finished at Sat, 21 Nov 2026 19:41:22 +0000. Up 100.93 seconds"
+    disk = image(boot_sector(f"[  100.9] cloud-init[4]: {last}\r\n"))
+    first = vm(state="started", image=disk, wait_for="cloud_init", timeout=60)
+    assert (first["cloud_init"], first["ssh_banner"]) == (last, None)
+    assert vm(state="started", wait_for="cloud_init", timeout=1)["cloud_init"] == last
+    vm(state="snapshot", snapshot="warm")
+    for check in (True, False):
+        restored = vm(state="started", snapshot="warm", wait_for="cloud_init", _ok=False, _check=check)
+        assert "a restored VM does not boot" in restored["msg"]
+
+
+def test_end_of_cloud_init_that_never_comes(vm, image) -> None:
+    failed = vm(state="started", image=image(HANG), wait_for="cloud_init", timeout=2, _ok=False)
+    assert "no end of cloud-init on the serial console within 2 s" in failed["msg"]
+    assert (failed["phase"], failed["vm"]["state"]) == ("wait_for_cloud_init", "running")
+    assert Path(failed["screenshot"]).is_file()
 
 
 def test_machine_that_must_not_outlive_the_play(vm, image) -> None:
@@ -378,6 +483,12 @@ def test_machine_that_must_not_outlive_the_play(vm, image) -> None:
         ({"state": "snapshot", "snapshot": "x"}, "no VM in this directory"),
         ({"state": "snapshot"}, "snapshot"),
         ({"state": "started", "warm_from": "/nonexistent"}, "there is no VM in /nonexistent"),
+        ({"state": "started", "cpus": 0}, "cpus must be at least 1"),
+        ({"state": "started", "ssh_port": 65536}, "65536 is not a port"),
+        ({"state": "started", "port_forwards": [{"guest_port": 22}]}, "port 22 is forwarded twice"),
+        ({"state": "started", "disks": [{"size": "big"}]}, "not 'big'"),
+        ({"state": "started", "disks": [{}]}, "one of the following is required: size, image"),
+        ({"state": "started", "disks": [{"size": "1M"}] * 10}, "9 further disks"),
     ],
 )
 @pytest.mark.parametrize("check", [False, True])

@@ -167,6 +167,72 @@ def test_ioctl_errors(request_code: int, code: int, reason: str, step: str) -> N
     assert (verdict.usable, verdict.reason, seen.step, seen.errno) == (False, reason, step, code)
 
 
+X86_REQUESTS = (
+    _kvm_ioctl.KVM_GET_API_VERSION,
+    _kvm_ioctl.KVM_CHECK_EXTENSION,
+    _kvm_ioctl.KVM_CREATE_VM,
+    _kvm_ioctl.KVM_SET_USER_MEMORY_REGION,
+    _kvm_ioctl.KVM_SET_TSS_ADDR,
+    _kvm_ioctl.KVM_GET_VCPU_MMAP_SIZE,
+    _kvm_ioctl.KVM_CREATE_VCPU,
+    _kvm_ioctl.KVM_GET_SREGS,
+    _kvm_ioctl.KVM_SET_SREGS,
+    _kvm_ioctl.KVM_SET_REGS,
+    _kvm_ioctl.KVM_RUN,
+)
+ARM64_REQUESTS = (
+    *(request for request in X86_REQUESTS[:7] if request != _kvm_ioctl.KVM_SET_TSS_ADDR),
+    _kvm_ioctl.KVM_ARM_PREFERRED_TARGET,
+    _kvm_ioctl.KVM_ARM_VCPU_INIT,
+    _kvm_ioctl.KVM_SET_ONE_REG,
+    _kvm_ioctl.KVM_RUN,
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "request_code"),
+    [*(("x86_64", code) for code in X86_REQUESTS), *(("aarch64", code) for code in ARM64_REQUESTS)],
+)
+def test_any_refused_request_is_a_reason_and_leaves_no_descriptor(machine: str, request_code: int) -> None:
+    verdict, seen = check(FakeKvm(machine=machine, errors={request_code: errno.EIO}))
+    assert not verdict.usable
+    assert verdict.reason in _kvm.REASONS
+    assert (seen.errno, seen.step == "done") == (errno.EIO, False)
+
+
+@pytest.mark.parametrize("call", ["guest_memory", "vcpu_state"])
+def test_memory_that_cannot_be_mapped(call: str) -> None:
+    class NoMemory(FakeKvm):
+        pass
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    setattr(NoMemory, call, refuse)
+    verdict, seen = check(NoMemory())
+    assert (verdict.reason, seen.errno) == ("run_failed", errno.ENOMEM)
+
+
+@pytest.mark.parametrize(
+    ("kvm", "highest"),
+    [
+        (FakeKvm(open_errno=errno.EACCES), None),
+        (FakeKvm(api_version=11), "device"),
+        (FakeKvm(errors={_kvm_ioctl.KVM_CREATE_VM: errno.EBUSY}), "api"),
+        (FakeKvm(errors={_kvm_ioctl.KVM_CREATE_VCPU: errno.ENOMEM}), "vm"),
+        (FakeKvm(machine="riscv64"), "vm"),
+        (FakeKvm(ns_per_iteration=SOFTWARE_NS), "run"),
+        (FakeKvm(), "accelerated"),
+    ],
+)
+def test_levels(kvm: FakeKvm, highest: str | None) -> None:
+    verdict, seen = check(kvm)
+    expected = 0 if highest is None else _kvm.LEVELS.index(highest) + 1
+    assert [_kvm.reaches(level, verdict, seen) for level in _kvm.LEVELS] == [
+        number < expected for number in range(len(_kvm.LEVELS))
+    ]
+
+
 def test_other_api_version() -> None:
     verdict, seen = check(FakeKvm(api_version=11))
     assert (verdict.reason, seen.api_version) == ("api_version", 11)
@@ -214,12 +280,10 @@ class Unkillable(Stuck):
         return super().open(path)
 
 
-@pytest.mark.parametrize(("layer", "limit"), [(Stuck(), 1.0), (Unkillable(), 2.5)])
-def test_hanging_device_is_given_up(layer: _kvm_ioctl.Layer, limit: float) -> None:
+@pytest.mark.parametrize("layer", [Stuck(), Unkillable()])
+def test_hanging_device_is_given_up(layer: _kvm_ioctl.Layer) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    start = time.monotonic()
     seen = _kvm.probe("/dev/kvm", "x86_64", 1000, MAX_NS, 0.2, layer)
-    assert time.monotonic() - start < limit
     assert (seen.step, seen.errno) == ("open", errno.ETIMEDOUT)
     assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ChildProcessError):
@@ -274,7 +338,7 @@ def test_host_facts(tmp_path: Path) -> None:
     assert found.cpu_flags == ["vmx", "hypervisor"]
     assert found.hypervisor == "Amazon EC2"
     assert found.nested_param is True
-    assert found.instance_type == "c5.2xlarge"
+    assert (found.instance.instance_type, found.instance.source) == ("c5.2xlarge", "dmi")
     assert found.device.exists
     assert found.device.mode == "0644"
 

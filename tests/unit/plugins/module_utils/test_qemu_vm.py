@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_command as qemu
-from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_process, _qemu_wait
+from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_host, _qemu_process, _qemu_wait
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_state as state
 from ansible_collections.goldsmith.images.plugins.module_utils._owner import Process, read_process
-from ansible_collections.goldsmith.images.plugins.module_utils._qemu_qmp import parse_forwarded_port
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_qmp import parse_forwards
 
 RECORD = state.Record(
     name="vm",
@@ -29,6 +29,9 @@ RECORD = state.Record(
     machine=qemu.Machine(),
     disk=state.Disk(image="/images/a.qcow2", image_format="qcow2"),
     ssh_port=40001,
+    wanted_forwards=[qemu.Forward(80)],
+    forwards=[qemu.Forward(80, 40002)],
+    extra_disks=[state.Disk("", "qcow2", capacity="1G")],
     pid=4711,
     start_time=99,
 )
@@ -104,6 +107,9 @@ def test_snapshot_that_exists_is_left_alone_once_stopped() -> None:
         (RUNNING, wanted("started", ssh_port=22022), "ssh_port is 40001, not 22022"),
         (RUNNING, wanted("started", image="/images/b.qcow2"), "its image is /images/a.qcow2"),
         (STOPPED, wanted("started", overlay=False), "overlay is True, not False"),
+        (STOPPED, wanted("started", disks=[]), "its disks are others"),
+        (RUNNING, wanted("started", port_forwards=[]), "its port_forwards are others"),
+        (RUNNING, wanted("started", machine="pc"), "machine is q35, not pc"),
         (NOTHING, wanted("snapshot", snapshot="warm"), "no VM"),
         (STOPPED, wanted("snapshot", snapshot="warm"), "is stopped"),
         (DIED, wanted("snapshot", snapshot="warm"), "process 4711 has ended"),
@@ -167,7 +173,8 @@ def test_command_of_a_machine_with_everything() -> None:
         disk_format="raw",
         disk_cache="unsafe",
         seed="seed.iso",
-        ssh_port=2222,
+        forwards=[qemu.Forward(22, 2222), qemu.Forward(53, protocol="udp")],
+        extra_disks=2,
         uefi_code="/usr/share/OVMF/CODE.fd",
         paused=True,
     )
@@ -175,7 +182,12 @@ def test_command_of_a_machine_with_everything() -> None:
     assert values(built, "-accel") == ["kvm"]
     assert values(built, "-machine") == ["q35,pflash0=uefi_code,pflash1=uefi_vars"]
     devices = {device["node-name"]: device for device in map(json.loads, values(built, "-blockdev"))}
-    assert set(devices) == {"uefi_code", "uefi_vars", "disk", "seed"}
+    assert set(devices) == {"uefi_code", "uefi_vars", "disk", "seed", "disk1", "disk2"}
+    assert values(built, "-netdev") == [
+        "user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=udp:127.0.0.1:0-:53"
+    ]
+    assert devices["disk2"]["file"]["filename"] == "disk2.qcow2"
+    assert "virtio-blk-pci,drive=disk2,serial=disk2" in values(built, "-device")
     assert devices["disk"]["file"]["filename"] == "/a dir/x=1,y.img"
     assert devices["disk"]["cache"] == devices["disk"]["file"]["cache"] == {"no-flush": True}
     assert devices["uefi_code"]["read-only"] is devices["seed"]["read-only"] is True
@@ -266,8 +278,9 @@ def test_forwarded_port_from_what_qemu_prints() -> None:
         "  TCP[HOST_FORWARD]  12       127.0.0.1 40555       10.0.2.15   220     0     0\r\n"
         "  TCP[HOST_FORWARD]  11       127.0.0.1 44051       10.0.2.15    22     0     0\r\n"
     )
-    assert parse_forwarded_port(text) == 44051
-    assert parse_forwarded_port("") is None
+    text += "  UDP[HOST_FORWARD]  13       127.0.0.1 40777       10.0.2.15    53     0     0\r\n"
+    assert parse_forwards(text) == [qemu.Forward(220, 40555), qemu.Forward(22, 44051), qemu.Forward(53, 40777, "udp")]
+    assert parse_forwards("") == []
 
 
 class Server:
@@ -354,6 +367,67 @@ def test_wait_ends_early_when_the_guest_is_lost(
     child.wait()
     with pytest.raises(_qemu_wait.NoAnswer, match="has ended"):
         _qemu_wait.wait_for_ssh(found, port, console, len(old), 5)
+
+
+def test_end_of_cloud_init(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.write_bytes(
+        b"[    9.9] cloud-init[436]: Cloud-init v. 25.1.4 running 'modules:final' at Sat, 21 Nov 2026\r\n"
+    )
+    with pytest.raises(_qemu_wait.NoAnswer, match="no end of cloud-init on the serial console within 0 s"):
+        _qemu_wait.wait_for_cloud_init(as_process(child), console, 0, 0.3)
+    with console.open("ab") as log:
+        log.write(
+            b"vm login: [   10.9] cloud-init[436]: Cloud-init v. 25.1.4 finished at Sat, 21 Nov 2026. Up 9 seconds\r\n"
+        )
+    found = _qemu_wait.wait_for_cloud_init(as_process(child), console, 0, 5)
+    assert found == "Cloud-init v. 25.1.4 finished at Sat, 21 Nov 2026. Up 9 seconds"
+
+
+@pytest.mark.parametrize(
+    ("policy", "found", "accelerator"),
+    [
+        ("prefer", True, "kvm"),
+        ("prefer", False, "tcg"),
+        ("require", True, "kvm"),
+        ("forbid", None, "tcg"),
+        ("tcg", None, "tcg"),
+        ("kvm", None, "kvm"),
+    ],
+)
+def test_accelerator(policy: str, found: bool | None, accelerator: str) -> None:
+    def check() -> dict[str, object]:
+        assert found is not None, "nobody needs to know"
+        return {"accelerated": found, "reason": "emulated", "hint": "Use TCG."}
+
+    assert _qemu_host.choose_accelerator(policy, check) == accelerator
+
+
+def test_required_kvm_that_is_not_accelerated_is_refused() -> None:
+    with pytest.raises(state.VmError, match=r"not accelerated here \(emulated\). Use TCG"):
+        _qemu_host.choose_accelerator(
+            "require", lambda: {"accelerated": False, "usable": True, "reason": "emulated", "hint": "Use TCG."}
+        )
+
+
+def test_accelerator_of_this_host_is_what_the_check_says() -> None:
+    expected = "kvm" if _qemu_host.check_kvm()["accelerated"] else "tcg"
+    assert _qemu_host.choose_accelerator("prefer") == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "version", "model"),
+    [("tcg", "10.0.2", "max"), ("tcg", "7.2.1", "qemu64"), ("kvm", "7.2.1", "max")],
+)
+def test_default_cpu_model(accelerator: str, version: str, model: str) -> None:
+    assert _qemu_host.default_cpu_model(accelerator, version) == model
+
+
+def test_host_without_memory_or_room_is_refused(tmp_path: Path) -> None:
+    _qemu_host.check_memory(1)
+    with pytest.raises(state.VmError, match="1280 MiB needed, 1000 MiB available"):
+        _qemu_host.check_memory(1024, "MemTotal: 9000000 kB\nMemAvailable:    1024000 kB\n")
+    _qemu_host.check_space(tmp_path / "not there/yet", [])
 
 
 def test_last_lines_of_a_console(tmp_path: Path) -> None:
