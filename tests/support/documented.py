@@ -36,7 +36,9 @@ def _compare(documented: Mapping[str, Any], value: Any, where: str) -> list[str]
         return [text for item in value for text in _compare(documented, item, where)]
     if not isinstance(value, Mapping):
         return []
-    always = {key for key, about in documented.items() if key not in COMMON and about.get("returned", "always") == "always"}
+    always = {
+        key for key, about in documented.items() if key not in COMMON and about.get("returned", "always") == "always"
+    }
     found = [f"{where}{key} is not documented" for key in sorted(set(value) - set(documented))]
     found += [f"{where}{key} is documented, but not returned" for key in sorted(always - set(value))]
     for key, about in documented.items():

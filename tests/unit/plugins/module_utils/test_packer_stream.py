@@ -126,6 +126,15 @@ def test_undefined_variables_are_named() -> None:
     assert undefined_variables(blocks) == ["zzz"]
 
 
+def test_undefined_variable_in_the_words_of_later_versions() -> None:
+    text = """Warning: Undefined variable
+
+The variable "zzz" was set but was not declared as an input variable.
+To declare variable "zzz" place this block in one of your .pkr.hcl files, such as variables.pkr.hcl
+"""
+    assert undefined_variables(diagnostics(text)) == ["zzz"]
+
+
 def test_only_that_matches_nothing_leaves_no_builds() -> None:
     assert not read("only_matches_nothing").builds
 
