@@ -408,7 +408,9 @@ class Run:
         self.result.update(
             rc=outcome.rc,
             # The last build that spoke may be a good one; the phase of a failure is that of the failed build.
-            phase=next((b.phase for b in report.builds.values() if b.status == "failed" and b.phase), report.phase),
+            phase=next((b.phase for b in report.builds.values() if b.status == "failed" and b.phase), "")
+            or report.phase
+            or "build",
             phases=self.progress.phases,
             stdout_tail=report.tail,
         )
