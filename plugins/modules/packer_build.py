@@ -168,7 +168,8 @@ options:
     type: path
   progress_path:
     description:
-      - JSON file with the current C(phase), C(build), C(last) message, C(started), C(elapsed) and all C(phases) so far.
+      - JSON file with the current C(phase), C(build), C(last) message, C(started), C(elapsed), all C(phases) so far,
+        and for each of the C(builds) its own C(phase) and C(last).
       - It is replaced as a whole with each change.
     type: path
   progress_keep:

@@ -207,6 +207,25 @@ def test_two_runs_on_one_state_file(
     assert not first.result().get("failed")
 
 
+def test_legacy_json_template(build: Build, work: Path, tmp_path: Path) -> None:
+    """Typed variables become text, a manifest does not double the artifact, and a long TMPDIR does not crash Packer."""
+    template = {
+        "variables": {"number": "", "flag": ""},
+        "builders": [{"type": "file", "content": "{{user `number`}} {{user `flag`}}", "target": "out/a.txt"}],
+        "post-processors": [{"type": "manifest", "output": "manifest.json"}],
+    }
+    (work / "old.json").write_text(json.dumps(template))
+    temporary = tmp_path / ("long" * 25)
+    temporary.mkdir()
+    params: dict[str, Any] = {"template": str(work / "old.json"), "environment": {"TMPDIR": str(temporary)}}
+    made = build(**params, variables={"number": 12, "flag": True})
+    assert made["changed"], made
+    assert (work / "out/a.txt").read_text() == "12 true"
+    assert [(item["build"], item["builder_id"]) for item in made["artifacts"]] == [("file", "packer.file")]
+    assert made["builds"][0]["builder_type"] == "file"
+    assert not build(**params, variables={"number": 12, "flag": True})["changed"]
+
+
 def test_undeclared_variable_is_let_through_when_asked(build: Build, file_template: Path) -> None:
     assert build(template=str(file_template), variables={"zzz": 1}, strict_variables=False)["changed"]
 

@@ -37,12 +37,26 @@ from ansible_collections.goldsmith.images.tests.support.packer_build import (
 
 pytestmark = needs_packer
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+TWO_BUILDS = """
+source "null" "one" { communicator = "none" }
+source "null" "two" { communicator = "none" }
+build {
+  sources = ["source.null.one", "source.null.two"]
+  provisioner "shell-local" {
+    inline = ["for i in 1 2 3 4; do echo $i; sleep 0.7; done"]
+  }
+}
+"""
 LINE = re.compile(r"^\[(\w+)\] \d+:\d\d (\w+)", re.MULTILINE)
 
 
 @needs_qemu
 def test_plain_lines_where_there_is_no_terminal(
-    ansible_env: dict[str, str], run_module: Callable[..., Result], tmp_path: Path, qemu_template: Path
+    ansible_env: dict[str, str],
+    run_module: Callable[..., Result],
+    build: Callable[..., Result],
+    tmp_path: Path,
+    qemu_template: Path,
 ) -> None:
     work = qemu_template.parent
     playbook = write_playbook(tmp_path / "play.yml", template=str(qemu_template))
@@ -65,17 +79,16 @@ def test_plain_lines_where_there_is_no_terminal(
 
     # The output is there: an error without force, in check mode as well, and none with it.
     for check in (True, False):
-        refused = run_module("packer_build", template=str(qemu_template), rebuild="always", _check=check)
+        refused = build(template=str(qemu_template), rebuild="always", _ansible_check_mode=check)
         assert refused["failed"]
         assert "force=true" in refused["msg"]
-    checked = run_module("packer_build", template=str(qemu_template), rebuild="always", force=True, _check=True)
+    checked = build(template=str(qemu_template), rebuild="always", force=True, _ansible_check_mode=True)
     assert checked["changed"]
     assert not documented.differences("packer_build", checked)
 
 
-@needs_qemu
-def test_terminal_gets_one_updated_line(ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path) -> None:
-    playbook = write_playbook(tmp_path / "play.yml", template=str(qemu_template))
+def on_a_terminal(ansible_env: dict[str, str], playbook: Path) -> tuple[int, bytes]:
+    """Exit status and output of a play that was started on a terminal."""
     env = {**ansible_env, "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default", "TERM": "xterm"}
     pid, terminal = pty.fork()
     if pid == 0:
@@ -85,10 +98,30 @@ def test_terminal_gets_one_updated_line(ansible_env: dict[str, str], tmp_path: P
     with contextlib.suppress(OSError):  # EIO: the last process has closed the terminal
         while chunk := os.read(terminal, 4096):
             output += chunk
-    assert os.waitpid(pid, 0)[1] == 0, output
-    updates = re.findall(rb"\r\x1b\[K(\[localhost\][^\r\x1b]*)", output)
+    return os.waitpid(pid, 0)[1], output
+
+
+@needs_qemu
+def test_terminal_gets_one_updated_line(ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path) -> None:
+    playbook = write_playbook(tmp_path / "play.yml", template=str(qemu_template))
+    status, output = on_a_terminal(ansible_env, playbook)
+    assert status == 0, output
+    updates = re.findall(rb"\r\x1b\[J(\[localhost\][^\x1b]*)", output)
     assert any(b" boot qemu.t: " in update for update in updates)
     assert not any(b"\n" in update for update in updates[:-1])
+
+
+def test_terminal_gets_one_line_for_each_build(ansible_env: dict[str, str], tmp_path: Path, work: Path) -> None:
+    (work / "two.pkr.hcl").write_text(TWO_BUILDS)
+    playbook = write_playbook(tmp_path / "play.yml", template=str(work / "two.pkr.hcl"))
+    status, output = on_a_terminal(ansible_env, playbook)
+    assert status == 0, output
+    updates = re.findall(rb"\r\x1b\[J(\[localhost\][^\x1b]*)", output)
+    both = [update for update in updates if update.count(b"[localhost]") == 2]
+    seen = [re.findall(rb"provision (null\.\w+): ", update) for update in both]
+    assert any(sorted(names) == [b"null.one", b"null.two"] for names in seen), updates
+    # Each update begins where the one before began.
+    assert output.count(b"\x1b[1A\r\x1b[J") >= len(both)
 
 
 def test_no_progress(ansible_env: dict[str, str], tmp_path: Path, file_template: Path) -> None:
