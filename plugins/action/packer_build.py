@@ -62,6 +62,7 @@ class Follower(threading.Thread):
         self._host, self._read, self._interval, self._terminal = host, read, interval, terminal
         self._ended = threading.Event()
         self._shown = 0
+        self._height = 0
 
     def __enter__(self) -> Follower:
         self.start()
@@ -72,7 +73,7 @@ class Follower(threading.Thread):
         # A poll over a dead connection must not keep the task from ending.
         self.join(timeout=10.0)
         if self._terminal is not None:
-            self._write_terminal("")
+            self._write_terminal([])
             os.close(self._terminal)
 
     def run(self) -> None:
@@ -88,7 +89,10 @@ class Follower(threading.Thread):
 
     def _show(self, state: dict[str, t.Any], elapsed: float) -> None:
         if self._terminal is not None:
-            self._write_terminal(status_line(self._host, state, elapsed))
+            builds = state.get("builds") or []
+            self._write_terminal(
+                [status_line(self._host, x, elapsed) for x in (builds if len(builds) > 1 else [state])]
+            )
             return
         self.show_phases(state.get("phases", []), state.get("last", ""))
 
@@ -103,11 +107,16 @@ class Follower(threading.Thread):
             display.display(line, stderr="json" in str(C.DEFAULT_STDOUT_CALLBACK))
         self._shown = len(phases)
 
-    def _write_terminal(self, line: str) -> None:
+    def _write_terminal(self, lines: list[str]) -> None:
+        """Put these lines in the place of those before; the cursor stays in the last one."""
         with contextlib.suppress(OSError):
             terminal = t.cast(int, self._terminal)
-            width = os.get_terminal_size(terminal).columns or 80
-            os.write(terminal, f"\r\x1b[K{line[: width - 1]}".encode(errors="replace"))
+            size = os.get_terminal_size(terminal)
+            width, height = (size.columns or 80) - 1, (size.lines or 24) - 1
+            up = f"\x1b[{self._height - 1}A" if self._height > 1 else ""
+            text = "\r\n".join(line[:width] for line in lines[-height:])
+            os.write(terminal, f"{up}\r\x1b[J{text}".encode(errors="replace"))
+            self._height = len(lines[-height:])
 
 
 class ActionModule(ActionBase):

@@ -23,7 +23,21 @@ Version = tuple[int, int, int]
 # First version that has an option or a subcommand; what is not listed is in 1.6 and all later ones.
 INIT_SINCE: Version = (1, 7, 0)
 REQUIRED_PLUGINS_SINCE: Version = (1, 7, 0)
-NO_BUNDLED_PLUGINS_SINCE: Version = (1, 10, 0)
+
+
+class Flag(t.NamedTuple):
+    """An option that not every supported version has."""
+
+    text: str
+    since: Version
+    commands: tuple[str, ...]
+
+
+FLAGS = {
+    "warn_on_undeclared_variables": Flag("-warn-on-undeclared-var", (1, 9, 0), ("build",)),
+    "ignore_prerelease_plugins": Flag("-ignore-prerelease-plugins", (1, 11, 0), ("build", "validate")),
+    "use_sequential_evaluation": Flag("-use-sequential-evaluation", (1, 12, 0), ("build", "validate", "inspect")),
+}
 
 # The plugins' unix sockets live in TMPDIR; a socket path above 107 bytes makes Packer crash (80 is fine, 85 is not).
 MAX_TMPDIR = 80
@@ -57,6 +71,8 @@ class Request:
     cache_dir: str = ""
     plugin_path: str = ""
     packer_log: bool = False
+    flags: tuple[str, ...] = ()
+    """Names out of FLAGS."""
 
 
 def parse_version(output: str) -> Version:
@@ -69,6 +85,15 @@ def parse_version(output: str) -> Version:
             + ". Some distributions have other programs of that name; give the right one with 'executable'."
         )
     return (int(match.group(1)), int(match.group(2)), int(match.group(3)))
+
+
+def check_flags(request: Request, version: Version) -> None:
+    for name in request.flags:
+        since = FLAGS[name].since
+        if version < since:
+            raise PackerError(
+                f"{name} needs Packer {since[0]}.{since[1]} or later, found {'.'.join(map(str, version))}"
+            )
 
 
 def find_executable(name: str, environment: t.Mapping[str, str]) -> str:
@@ -130,6 +155,10 @@ def var_file_content(request: Request) -> str:
     return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
 
+def _flags(request: Request, command: str) -> list[str]:
+    return [FLAGS[name].text for name in request.flags if command in FLAGS[name].commands]
+
+
 def _selection(request: Request, only: t.Sequence[str] | None = None) -> list[str]:
     names = tuple(only) if only else request.only
     if names:
@@ -151,6 +180,7 @@ def validate_command(
         packer,
         "validate",
         "-machine-readable",
+        *_flags(request, "validate"),
         *_selection(request, only),
         *_var_files(request, private_var_file),
         request.template,
@@ -160,7 +190,7 @@ def validate_command(
 def build_command(
     packer: str, request: Request, private_var_file: str, only: t.Sequence[str] | None = None
 ) -> list[str]:
-    command = [packer, "build", "-machine-readable", *_selection(request, only)]
+    command = [packer, "build", "-machine-readable", *_flags(request, "build"), *_selection(request, only)]
     if request.force:
         command.append("-force")
     if request.on_error != "cleanup":
@@ -179,7 +209,7 @@ def init_command(packer: str, request: Request, version: Version, init: str) -> 
 
 def inspect_command(packer: str, request: Request) -> list[str]:
     # Human output on purpose: for HCL templates the machine-readable one is the same prose with escapes.
-    return [packer, "inspect", request.template]
+    return [packer, "inspect", *_flags(request, "inspect"), request.template]
 
 
 def private_base(environment: t.Mapping[str, str], candidates: t.Sequence[str] = ("/tmp", "/var/tmp")) -> str:

@@ -61,6 +61,7 @@ class Progress:
         self._started = time.time()
         self._written = 0.0
         self._phases: list[dict[str, t.Any]] = []
+        self._builds: dict[str, dict[str, str]] = {}
         self._state: dict[str, t.Any] = {}
         if path:
             try:
@@ -74,6 +75,8 @@ class Progress:
         changed = bool(phase) and (not self._phases or {k: self._phases[-1][k] for k in news} != news)
         if changed:
             self._phases.append({**news, "at": round(now - self._started, 1)})
+        if build:
+            self._builds[build] = {**news, "last": last[:500]}
         self._state = {
             "state": "running",
             **news,
@@ -81,6 +84,7 @@ class Progress:
             "started": self._started,
             "elapsed": round(now - self._started, 1),
             "phases": self._phases,
+            "builds": list(self._builds.values()),
         }
         if changed or now - self._written >= PROGRESS_INTERVAL:
             self._written = now

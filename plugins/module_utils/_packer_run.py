@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from ansible_collections.goldsmith.images.plugins.module_utils import _packer_cli as cli
 from ansible_collections.goldsmith.images.plugins.module_utils import _packer_state as state
 from ansible_collections.goldsmith.images.plugins.module_utils import _packer_stream as stream
+from ansible_collections.goldsmith.images.plugins.module_utils._packer_aside import Aside, recorded_files
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_cli import PackerError, Request
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_log import Log, Progress, console_tail
 from ansible_collections.goldsmith.images.plugins.module_utils._process import Outcome, Supervisor, command_of
@@ -48,6 +49,7 @@ class Options:
     progress_path: str = ""
     progress_keep: bool = True
     console_log: str = ""
+    swap: bool = True
 
 
 def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
@@ -83,6 +85,7 @@ def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
         cache_dir=absolute(params["cache_dir"]),
         plugin_path=absolute(params["plugin_path"]),
         packer_log=params["packer_log"],
+        flags=tuple(name for name in cli.FLAGS if params[name]),
     )
     for path in request.var_files:
         cli.check_var_file(path, kind)
@@ -90,8 +93,12 @@ def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
         directory = os.path.dirname(absolute(params[name]))
         if params[name] and name != "state_path" and not os.path.isdir(directory):
             raise PackerError(f"{name}: the directory {directory} does not exist")
-    if request.cache_dir and not os.access(_existing_parent(request.cache_dir), os.W_OK):
-        raise PackerError(f"cache_dir: {request.cache_dir} is not writable")
+    if request.cache_dir:
+        parent = _existing_parent(request.cache_dir)
+        if not os.path.isdir(parent):
+            raise PackerError(f"cache_dir: {parent} is not a directory")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PackerError(f"cache_dir: {request.cache_dir} is not writable")
     cli.var_file_content(request)  # refuses what the template's language cannot take
     options = Options(
         executable=params["executable"],
@@ -109,6 +116,7 @@ def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
         progress_path=absolute(params["progress_path"]),
         progress_keep=params["progress_keep"],
         console_log=absolute(params["console_log"]),
+        swap=params["replace"] == "swap",
     )
     return request, options
 
@@ -173,6 +181,8 @@ class Run:
         self.packer = cli.find_executable(options.executable, self.environment)
         self.private_var_file = ""
         self.json_builds: dict[str, str] = {}
+        self.existing_outputs: list[str] = []
+        self.lock = state.Lock(options.state_path)
         self.log = Log("")
         self.progress = Progress("")
         self.result = {**empty_result(), "log_path": options.log_path, "state_path": options.state_path}
@@ -191,25 +201,24 @@ class Run:
         return self.redactor.data(self.result)
 
     def _execute(self, stack: contextlib.ExitStack) -> None:
-        lock = None
         if not self.check_mode:
             os.makedirs(os.path.dirname(self.options.state_path), mode=0o700, exist_ok=True)
-            lock = state.Lock(self.options.state_path)
-            lock.acquire(patience=self.options.cancel_grace + 10.0)
-            stack.callback(lock.release)
-            if lock.recover():
+            self.lock.acquire(patience=self.options.cancel_grace + 10.0)
+            stack.callback(self.lock.release)
+            if self.lock.recover():
                 self.result["warnings"].append("ended what an earlier, interrupted run had left behind")
         # The guard must keep the lock: after our death the next run waits until it has cleaned up.
-        supervisor = Supervisor(self.options.cancel_grace, keep_fds=[lock.fd] if lock else [])
+        supervisor = Supervisor(self.options.cancel_grace, keep_fds=[] if self.check_mode else [self.lock.fd])
         self.supervisor = stack.enter_context(supervisor)
         tmpdir = cli.make_private_dir(self.environment)
         supervisor.remove_at_exit(tmpdir)
-        if lock:
-            lock.record(supervisor.token, tmpdir)
+        if not self.check_mode:
+            self.lock.record(supervisor.token, tmpdir)
         self.process_environment = cli.packer_environment(self.outer_environment, self.request, tmpdir)
 
         self.version = self._version()
         self.result["packer_version"] = ".".join(map(str, self.version))
+        cli.check_flags(self.request, self.version)
         stamp, why_none = state.load(self.options.state_path)
         salt = stamp["salt"] if stamp else state.new_salt()
         own = {self.options.state_path, self.options.log_path, self.options.progress_path, self.options.console_log}
@@ -237,7 +246,10 @@ class Run:
             if self.check_mode:
                 self.result["changed"] = True
                 return
-            self._build(only, stamp if only else None, {"salt": salt, "components": parts})
+            aside = Aside(supervisor, lambda moved: self.lock.record(supervisor.token, tmpdir, moved))
+            if self.options.swap:
+                aside.move([*self.existing_outputs, *(recorded_files(stamp, only) if stamp else [])])
+            self._build(only, stamp if only else None, {"salt": salt, "components": parts}, aside)
         finally:
             self.progress.finish()
             self.log.close()
@@ -275,8 +287,10 @@ class Run:
 
     def _follow(self, report: stream.Report, phase: str, log: Log) -> t.Callable[[str, str], None]:
         """A line callback that redacts first and then feeds report, log and progress."""
+        looked_in = ""
 
         def on_line(name: str, raw: str) -> None:
+            nonlocal looked_in
             line = self.redactor.text(raw)
             if name == "stderr":
                 log.write(line)
@@ -286,7 +300,9 @@ class Run:
             # A second time: only the unescaped text shows what was split or escaped in the raw line.
             text = self.redactor.text(report.feed(line, time.monotonic()))
             log.write(text)
-            if report.phase == "boot" and not self.result["qemu_command"]:
+            # Packer says nothing when the machine has started; looking is too dear to do it at each line.
+            if not self.result["qemu_command"] and (report.phase == "boot" or report.phase != looked_in):
+                looked_in = report.phase
                 self.result["qemu_command"] = command_of(self.supervisor.token, "qemu")
             build = report.current.name if report.current else ""
             self.progress.update(phase or report.phase or "build", build, self.redactor.text(report.last))
@@ -321,8 +337,13 @@ class Run:
         blocks = [block for unused, text in report.ui_errors for block in stream.diagnostics(text)]
         errors = [block for block in blocks if block.severity == "Error"]
         # validate knows no -force: that the output exists is an error only for a build that will not replace it.
-        existing = bool(errors) and all(stream.only_existing_output(block) for block in errors)
-        if outcome.rc and not (existing and self.request.force):
+        outputs = [stream.existing_outputs(block) for block in errors]
+        existing = bool(outputs) and all(outputs)
+        if existing and self.request.force:
+            self.existing_outputs = [os.path.join(self.request.chdir, path) for paths in outputs for path in paths]
+        elif self.check_mode and self.options.init != "never" and errors and all(map(stream.missing_plugins, errors)):
+            self.result["warnings"].append("not validated: the real run would first install the template's plugins")
+        elif outcome.rc:
             self.result.update(rc=outcome.rc, stdout_tail=report.tail)
             self.log.write("\n".join(report.tail))
             raise PackerError(self._explain(stream.main_error(report), existing))
@@ -374,7 +395,9 @@ class Run:
                 f" it declares: {', '.join(declared or []) or 'none'}"
             )
 
-    def _build(self, only: list[str], earlier: t.Mapping[str, t.Any] | None, stamp: dict[str, t.Any]) -> None:
+    def _build(
+        self, only: list[str], earlier: t.Mapping[str, t.Any] | None, stamp: dict[str, t.Any], aside: Aside
+    ) -> None:
         report = stream.Report()
         argv = cli.build_command(self.packer, self.request, self.private_var_file, only)
         self.result.update(cmd=argv, phase="build")
@@ -385,7 +408,9 @@ class Run:
         self.result.update(
             rc=outcome.rc,
             # The last build that spoke may be a good one; the phase of a failure is that of the failed build.
-            phase=next((b.phase for b in report.builds.values() if b.status == "failed" and b.phase), report.phase),
+            phase=next((b.phase for b in report.builds.values() if b.status == "failed" and b.phase), "")
+            or report.phase
+            or "build",
             phases=self.progress.phases,
             stdout_tail=report.tail,
         )
@@ -394,9 +419,11 @@ class Run:
             self.result["warnings"].append(f"ended {outcome.leftovers} process(es) that the build had left running")
         succeeded = [build for build in report.builds.values() if build.status == "success"]
         self.result["changed"] = bool(report.artifacts)
+        failed = bool(outcome.rc or problems or not succeeded)
+        made = [] if problems else [file["path"] for item in self.result["artifacts"] for file in item["files"]]
+        aside.settle(made, complete=not failed, keep_failed=self.request.on_error != "cleanup")
         if succeeded and not problems:
             self._record(stamp)
-        failed = bool(outcome.rc or problems or not succeeded)
         if failed:
             self.result["console"] = console_tail(self.options.console_log) if self.options.console_log else []
         self._stop_if_ended(outcome, report.last)

@@ -23,7 +23,12 @@ import time
 import typing as t
 
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_cli import PackerError, Request, Version
-from ansible_collections.goldsmith.images.plugins.module_utils._process import end_members, members, remove_path
+from ansible_collections.goldsmith.images.plugins.module_utils._process import (
+    end_members,
+    members,
+    remove_path,
+    restore_path,
+)
 
 SCHEMA = 1
 # Files of the module itself, which may lie inside a directory that is an input.
@@ -247,7 +252,7 @@ class Lock:
     def recover(self) -> bool:
         """End the processes and remove the files of an earlier run that could not do so itself."""
         record = self._record()
-        token, tmpdir = str(record.get("token", "")), str(record.get("tmpdir", ""))
+        token, tmpdir, moved = str(record.get("token", "")), str(record.get("tmpdir", "")), record.get("moved", [])
         found = bool(token) and bool(members(token))
         if found:
             end_members(token, 5.0)
@@ -259,11 +264,16 @@ class Lock:
         ):
             found = True
             remove_path(tmpdir)
+        for path, backup in moved:
+            if str(backup).startswith(f"{path}.previous-"):
+                found = found or os.path.lexists(backup)
+                restore_path(path, backup)
+                remove_path(f"{backup}.done")
         return found
 
-    def record(self, token: str, tmpdir: str) -> None:
+    def record(self, token: str, tmpdir: str, moved: t.Sequence[tuple[str, str]] = ()) -> None:
         pid = os.getpid()
-        text = canonical({"pid": pid, "start": _start_time(pid), "token": token, "tmpdir": tmpdir})
+        text = canonical({"pid": pid, "start": _start_time(pid), "token": token, "tmpdir": tmpdir, "moved": moved})
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, text.encode(), 0)
 
@@ -277,7 +287,7 @@ class Lock:
 
     def _record(self) -> dict[str, t.Any]:
         with contextlib.suppress(OSError, ValueError):
-            record = json.loads(os.pread(self.fd, 4096, 0) or b"{}")
+            record = json.loads(os.pread(self.fd, 1 << 20, 0) or b"{}")
             if isinstance(record, dict):
                 return record
         return {}

@@ -266,16 +266,23 @@ def diagnostics(text: str) -> list[Diagnostic]:
     ]
 
 
-def only_existing_output(block: Diagnostic) -> bool:
-    """Whether all that an error says is that the output directory is there already, which -force would replace."""
+def existing_outputs(block: Diagnostic) -> list[str]:
+    """The output directories that are there already, if that is all an error says; -force would replace them."""
     bullets = [line for line in block.text.split("\n") if line.startswith("* ")]
-    return bool(bullets) and all(re.match(r"^\* Output directory '.*' already exists", line) for line in bullets)
+    found = [re.match(r"^\* Output directory '(.*)' already exists", line) for line in bullets]
+    return [match.group(1) for match in found if match] if all(found) else []
+
+
+def missing_plugins(block: Diagnostic) -> bool:
+    """Whether an error says that the plugins have to be installed first."""
+    return block.text.startswith("Missing plugins")
 
 
 def undefined_variables(blocks: t.Iterable[Diagnostic]) -> list[str]:
     names = []
     for block in blocks:
-        match = re.search(r'^(?:Undefined variable|Undefined)[\s\S]*?[Aa] "([^"]+)" variable was set', block.text)
+        # Before 1.8.5: A "x" variable was set. Since: The variable "x" was set.
+        match = re.search(r'^Undefined variable\n+(?:A|The variable) "([^"]+)" (?:variable )?was set', block.text)
         if match:
             names.append(match.group(1))
     return sorted(set(names))

@@ -18,6 +18,7 @@ included, the guard ends the run's processes and removes its private files.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import selectors
@@ -132,6 +133,16 @@ def remove_path(path: str) -> None:
             os.unlink(path)
 
 
+def restore_path(path: str, backup: str) -> None:
+    """Remove what is at a path, and put the backup there if there is to be one; nothing when it is gone already."""
+    if not backup:
+        remove_path(path)
+    elif os.path.lexists(backup):
+        remove_path(path)
+        with contextlib.suppress(OSError):
+            os.rename(backup, path)
+
+
 class Guard:
     """A forked process that cleans up when this one dies without having said goodbye."""
 
@@ -159,20 +170,19 @@ class Guard:
             if int(name) not in kept:
                 with contextlib.suppress(OSError):
                     os.close(int(name))
-        paths: list[str] = []
-        with os.fdopen(self._read, encoding="utf-8", errors="surrogateescape") as stream:
+        orders: list[tuple[str, str]] = []
+        with os.fdopen(self._read, encoding="ascii") as stream:
             for line in stream:
                 if line == "done\n":
                     return
-                paths.append(line.rstrip("\n"))
+                orders.append(tuple(json.loads(line)))
         end_members(token, grace)
-        for path in paths:
-            remove_path(path)
+        for path, backup in orders:
+            restore_path(path, backup)
 
-    def remove(self, path: str) -> None:
-        """Also remove this path (without a newline in its name) in case of need."""
-        if "\n" not in path:
-            os.write(self._write, (path + "\n").encode(errors="surrogateescape"))
+    def restore(self, path: str, backup: str) -> None:
+        """Also do this in case of need."""
+        os.write(self._write, (json.dumps([path, backup]) + "\n").encode("ascii"))
 
     def dismiss(self) -> None:
         with contextlib.suppress(OSError):
@@ -198,7 +208,7 @@ class Supervisor:
         self._parent = os.getppid()
         self._owner = find_owner()
         self._handlers: dict[int, t.Any] = {}
-        self._paths: list[str] = []
+        self._at_exit: list[tuple[str, str]] = []
 
     def __enter__(self) -> Supervisor:
         self._guard = Guard(self.token, self.grace, self._keep_fds)
@@ -211,8 +221,8 @@ class Supervisor:
     def __exit__(self, *unused: object) -> None:
         if members(self.token):
             end_members(self.token, LAST_CHANCE)
-        for path in self._paths:
-            remove_path(path)
+        for path, backup in self._at_exit:
+            restore_path(path, backup)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._guard.dismiss()
@@ -221,8 +231,12 @@ class Supervisor:
 
     def remove_at_exit(self, path: str) -> None:
         """Remove this file or directory when the context ends, even by SIGKILL."""
-        self._paths.append(path)
-        self._guard.remove(path)
+        self.restore_at_exit(path, "")
+
+    def restore_at_exit(self, path: str, backup: str) -> None:
+        """Put the backup back to the path when the context ends, even by SIGKILL, if it still exists then."""
+        self._at_exit.append((path, backup))
+        self._guard.restore(path, backup)
 
     def _on_signal(self, signum: int, frame: t.Any) -> None:
         self.cancel_reason = self.cancel_reason or signal.Signals(signum).name

@@ -81,9 +81,20 @@ options:
   force:
     description:
       - Let Packer delete the existing output of the builder first.
-      - Packer deletes it before it knows whether the new build succeeds.
+      - With O(replace=swap) a copy of it survives until the new build has succeeded.
     type: bool
     default: false
+  replace:
+    description:
+      - What happens to the last build's output while the next one runs.
+      - V(swap) moves the recorded artifacts, and with O(force) the output directories that Packer would delete, aside
+        (a rename), and back if the build does not succeed. Needs room for both. What a failed build leaves goes, or
+        with another O(on_error) than V(cleanup) to the same name with C(.failed).
+      - V(in_place) leaves it to Packer, which deletes or overwrites it before it knows whether the new build succeeds.
+      - Output directories are found by C(packer validate), so O(validate_first=false) leaves these in place.
+    type: str
+    choices: [swap, in_place]
+    default: swap
   on_error:
     description:
       - What Packer does with a half-built machine when provisioning fails.
@@ -157,7 +168,8 @@ options:
     type: path
   progress_path:
     description:
-      - JSON file with the current C(phase), C(build), C(last) message, C(started), C(elapsed) and all C(phases) so far.
+      - JSON file with the current C(phase), C(build), C(last) message, C(started), C(elapsed), all C(phases) so far,
+        and for each of the C(builds) its own C(phase) and C(last).
       - It is replaced as a whole with each change.
     type: path
   progress_keep:
@@ -189,8 +201,22 @@ options:
         O(sensitive_variables).
     type: dict
     default: {}
+  use_sequential_evaluation:
+    description: Evaluate data sources and locals as Packer before 1.12 did. Needs Packer 1.12.
+    type: bool
+    default: false
+  ignore_prerelease_plugins:
+    description: Do not load plugins that are not releases. Needs Packer 1.11.
+    type: bool
+    default: false
+  warn_on_undeclared_variables:
+    description:
+      - Warn about undeclared variables in O(var_files) also during the build. Needs Packer 1.9.
+    type: bool
+    default: false
 notes:
-  - Tested against Packer 1.6.6. What later versions accept is read from their source.
+  - Tested against the real Packer 1.6.6. What 1.7 to 1.16 accept and print is read from their source, and tested with a
+    program that stands in for them.
 """
 
 EXAMPLES = r"""
@@ -351,7 +377,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.goldsmith.images.plugins.module_utils._packer_cli import PackerError
+from ansible_collections.goldsmith.images.plugins.module_utils._packer_cli import FLAGS, PackerError
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_run import Run, empty_result, prepare
 
 
@@ -383,6 +409,8 @@ def argument_spec() -> dict[str, t.Any]:
         "progress_keep": {"type": "bool", "default": True},
         "no_progress": {"type": "bool", "default": False},
         "console_log": {"type": "path"},
+        "replace": {"type": "str", "choices": ["swap", "in_place"], "default": "swap"},
+        **{name: {"type": "bool", "default": False} for name in FLAGS},
         "packer_log": {"type": "bool", "default": False},
         "cache_dir": {"type": "path"},
         "plugin_path": {"type": "path"},

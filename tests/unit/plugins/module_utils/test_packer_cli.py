@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _packer_cli as cli
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_cli import PackerError, Request
+from ansible_collections.goldsmith.images.plugins.module_utils._packer_run import prepare
+from ansible_collections.goldsmith.images.plugins.modules import packer_build
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "packer"
 
@@ -109,6 +116,94 @@ def test_long_temporary_directory_is_not_used(tmp_path: Path) -> None:
     assert cli.private_base({"TMPDIR": str(long)}) == "/tmp"
     with pytest.raises(PackerError, match=r"too long.*not writable"):
         cli.private_base({"TMPDIR": str(long)}, ["/nonexistent"])
+
+
+NOEXEC = """
+import sys
+from ansible_collections.goldsmith.images.plugins.module_utils import _packer_cli
+try:
+    _packer_cli.private_base({}, [sys.argv[1]])
+except _packer_cli.PackerError as exc:
+    print(exc)
+"""
+
+
+def test_temporary_directory_must_allow_programs(tmp_path: Path) -> None:
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    if subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", tmp_path], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    mount = 'mount -t tmpfs -o noexec none "$0" && exec "$@" "$0"'
+    command = [*unshare, "sh", "-c", mount, tmp_path, sys.executable, "-c", NOEXEC]
+    path = {"PYTHONPATH": str(Path(cli.__file__).parents[5])}
+    done = subprocess.run(command, env={**os.environ, **path}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"no usable directory for temporary files: {tmp_path} (mounted noexec)\n"
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A directory that all can enter, with a file and a directory that nobody can use."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "t.pkr.hcl").touch(0o644)
+        (directory / "vars.json").touch(0o000)
+        (directory / "cache").mkdir(0o555)
+        yield directory
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a call is refused with when the user is not root, for whom everything is readable."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            call()
+        except PackerError as exc:
+            os.write(write, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with os.fdopen(read) as stream:
+        return stream.read()
+
+
+def test_what_cannot_be_read_or_written_is_named(closed: Path) -> None:
+    def call(**more: object) -> Callable[[], object]:
+        defaults = {name: option.get("default") for name, option in packer_build.argument_spec().items()}
+        return lambda: prepare({**defaults, "template": str(closed / "t.pkr.hcl"), **more})
+
+    assert not refusal(call())
+    assert refusal(call(var_files=["vars.json"])) == f"var_files: {closed}/vars.json is not readable"
+    assert refusal(call(template=str(closed / "vars.json"))) == f"template: {closed}/vars.json is not readable"
+    assert refusal(call(cache_dir="cache/x")) == f"cache_dir: {closed}/cache/x is not writable"
+
+
+NEWER = [
+    pytest.param("warn_on_undeclared_variables", (1, 8, 7), (1, 9, 0), "1.9", {"build"}, id="1.9"),
+    pytest.param("ignore_prerelease_plugins", (1, 10, 3), (1, 11, 0), "1.11", {"build", "validate"}, id="1.11"),
+    pytest.param(
+        "use_sequential_evaluation", (1, 11, 2), (1, 12, 0), "1.12", {"build", "validate", "inspect"}, id="1.12"
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "too_old", "new", "since", "commands"), NEWER)
+def test_option_of_a_later_version(
+    name: str, too_old: cli.Version, new: cli.Version, since: str, commands: set[str]
+) -> None:
+    wanted = request(flags=(name,))
+    cli.check_flags(wanted, new)
+    with pytest.raises(PackerError, match=f"{name} needs Packer {since} or later, found 1"):
+        cli.check_flags(wanted, too_old)
+    built = {
+        "build": cli.build_command("packer", wanted, ""),
+        "validate": cli.validate_command("packer", wanted, ""),
+        "inspect": cli.inspect_command("packer", wanted),
+    }
+    assert {command for command, argv in built.items() if cli.FLAGS[name].text in argv} == commands
 
 
 def test_builds_and_variables_of_a_template() -> None:

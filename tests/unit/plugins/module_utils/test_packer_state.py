@@ -175,6 +175,22 @@ def test_lock_refuses_a_second_run_and_cleans_up_after_a_dead_one(tmp_path: Path
     second.release()
 
 
+def test_recovery_puts_back_what_was_moved_aside(tmp_path: Path) -> None:
+    lock = state.Lock(str(tmp_path / "stamp"))
+    half, gone, foreign = tmp_path / "half", tmp_path / "gone", tmp_path / "foreign"
+    backups = [Path(f"{path}.previous-1") for path in (half, gone)]
+    for path in (half, foreign, *backups, Path(f"{backups[1]}.done")):
+        path.mkdir()
+        (path / "content").write_text(path.name)
+    pairs = [(half, f"{half}.previous-1"), (gone, f"{gone}.previous-1"), (tmp_path / "precious", foreign)]
+    lock.acquire(0)
+    lock.record("token", "", [(str(path), str(backup)) for path, backup in pairs])
+    assert lock.recover()
+    lock.release()
+    left = {path.name: (path / "content").read_text() for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {"half": "half.previous-1", "gone": "gone.previous-1", "foreign": "foreign"}
+
+
 def test_recovery_removes_nothing_but_private_directories(tmp_path: Path) -> None:
     lock = state.Lock(str(tmp_path / "stamp"))
     other = tmp_path / "precious"

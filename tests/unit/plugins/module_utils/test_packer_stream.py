@@ -13,8 +13,8 @@ from ansible_collections.goldsmith.images.plugins.module_utils._packer_stream im
     Report,
     builder_type,
     diagnostics,
+    existing_outputs,
     main_error,
-    only_existing_output,
     parse_line,
     split_name,
     undefined_variables,
@@ -114,16 +114,25 @@ def test_phase_of_a_timeout_is_boot() -> None:
 
 
 def test_existing_output_is_told_from_other_errors() -> None:
-    for name, existing in (("qemu_validate_exists", True), ("validate_bad_argument", False)):
+    for name, existing in (("qemu_validate_exists", ["out-q"]), ("validate_bad_argument", [])):
         blocks = [block for unused, text in read(name).ui_errors for block in diagnostics(text)]
         errors = [block for block in blocks if block.severity == "Error"]
         assert errors
-        assert [only_existing_output(block) for block in errors] == [existing] * len(errors)
+        assert [existing_outputs(block) for block in errors] == [existing] * len(errors)
 
 
 def test_undefined_variables_are_named() -> None:
     blocks = [block for text in read("validate_undefined_variable").tail for block in diagnostics(text)]
     assert undefined_variables(blocks) == ["zzz"]
+
+
+def test_undefined_variable_in_the_words_of_later_versions() -> None:
+    text = """Warning: Undefined variable
+
+The variable "zzz" was set but was not declared as an input variable.
+To declare variable "zzz" place this block in one of your .pkr.hcl files, such as variables.pkr.hcl
+"""
+    assert undefined_variables(diagnostics(text)) == ["zzz"]
 
 
 def test_only_that_matches_nothing_leaves_no_builds() -> None:
