@@ -175,7 +175,8 @@ class Guard:
             for line in stream:
                 if line == "done\n":
                     return
-                orders.append(tuple(json.loads(line)))
+                if line.endswith("\n"):  # else the parent died in the middle of it
+                    orders.append(tuple(json.loads(line)))
         end_members(token, grace)
         for path, backup in orders:
             restore_path(path, backup)
