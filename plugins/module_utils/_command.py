@@ -48,9 +48,14 @@ def find_program(name: str, package: str) -> str:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into Interrupted: Ansible ends a module by a signal to its process group."""
+    """Turn SIGINT, SIGTERM and SIGHUP into Interrupted: Ansible ends a module by a signal to its process group.
+
+    One is enough: Ansible sends another to a group that got one from the terminal, and that must not stop the clean-up.
+    """
 
     def handler(number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
