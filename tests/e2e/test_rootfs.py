@@ -253,17 +253,18 @@ def test_kill_any_process_at_any_moment(tree_build, processes_with, tree_cache: 
     ["provision", *(pytest.param(name, marks=pytest.mark.slow_matrix) for name in ("unpack", "disk", "convert"))],
 )
 def test_interrupted_in_each_phase(tree_build, nothing_left, tree_cache: Path, tmp_path: Path, phase: str):
-    good = tmp_path / "output" / "mine"
-    good.mkdir(parents=True)
-    (good / "mine.qcow2").write_bytes(b"the last good image")
-    running = tree_build("-e", "image_rebuild=true")
+    name = f"interrupted_{phase}"
+    good = tmp_path / "output" / name / f"{name}.qcow2"
+    good.parent.mkdir(parents=True)
+    good.write_bytes(b"the last good image")
+    running = tree_build("-e", "image_rebuild=true", name=name)
     running.wait_for(f"{phase} null.image: {PHASES[phase]}", MINUTES)
     running.interrupt()
     assert running.wait(120) != 0
     assert nothing_left(tree_cache / "work")
     assert mounts_in(tree_cache) == []
-    assert (good / "mine.qcow2").read_bytes() == b"the last good image"
-    assert not list(tree_cache.glob("work/*/*/disk/*.qcow2")), "half an image is no image"
+    assert good.read_bytes() == b"the last good image"
+    assert not list(tree_cache.glob(f"work/{name}-*/*/disk/*.qcow2")), "half an image is no image"
 
 
 def kill_one(chance: random.Random, mark: str) -> None:
