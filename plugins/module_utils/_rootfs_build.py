@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -107,9 +108,12 @@ class Build:
             self.report["disk_bytes"] = self.raw.stat().st_blocks * 512
         with self.step("Converting hard drive"), ThreadPoolExecutor(1) as pool:
             digest = pool.submit(_disk.digest, self.raw)
-            Path(spec.image).parent.mkdir(exist_ok=True)
-            _disk.to_qcow2(self.runner, self.raw, Path(spec.image), compress=True)
+            image = self.work / "image.qcow2"
+            _disk.to_qcow2(self.runner, self.raw, image, compress=True)
             self.report["disk_digest"] = digest.result()
+            # Half an image never has the name of a whole one.
+            Path(spec.image).parent.mkdir(exist_ok=True)
+            shutil.move(image, spec.image)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
