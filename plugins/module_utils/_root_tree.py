@@ -56,6 +56,9 @@ exec "$@"
 
 POLICY = "#!/bin/sh\n# While the image is built: no service starts.\nexit 101\n"
 
+# A file capability as the kernel keeps it: version 2, effective, CAP_NET_BIND_SERVICE.
+CAPABILITY = bytes.fromhex("0100000200040000") + bytes(12)
+
 #: Machine names of uname whose processors run programs of the architecture without an emulator.
 NATIVE = {"amd64": ("x86_64",), "arm64": ("aarch64",)}
 EMULATORS = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
@@ -77,12 +80,13 @@ def services_blocked(tree: Path) -> Iterator[None]:
     times = policy.parent.stat()
     policy.write_text(POLICY, encoding="utf-8")
     policy.chmod(0o755)
+    ours = policy.parent.stat().st_mtime_ns
     try:
         yield
     finally:
-        changed = policy.parent.stat().st_mtime_ns != times.st_mtime_ns
+        untouched = policy.parent.stat().st_mtime_ns == ours
         policy.unlink(missing_ok=True)
-        if changed:
+        if untouched:
             os.utime(policy.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
@@ -107,7 +111,7 @@ def _file_system_problem(place: Path) -> str:
         if os.geteuid() == 0:
             os.chown(file, 1, 1)
             file.chmod(0o4755)
-            os.setxattr(file, "security.capability", bytes.fromhex("010000020004000000000000000000000000000000"[:40]))
+            os.setxattr(file, "security.capability", CAPABILITY)
     except OSError as error:
         return f"{where} cannot hold a root tree (owners, links, file capabilities): {error.strerror}"
     if file.stat().st_mode & 0o7777 != 0o4755 or not os.path.samefile(file, place / "hard"):

@@ -102,7 +102,8 @@ def test_a_change_starts_from_the_newest_tree_before_it(tree_build, tree_cache: 
 
     damaged = newest_layer(tree_cache, "tree after the role container_runtime")
     damaged.chmod(0o644)
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     third = tree_build(roles=roles)
     assert third.wait(MINUTES) == 2, third.output
     again = reports(tree_cache)[-1]
@@ -154,12 +155,14 @@ def test_builds_at_the_same_time_share_the_cache(tree_build, tree_cache: Path):
 # --- without root ---------------------------------------------------------------------------------------------------
 
 
-def visible_to_others(path: Path) -> str:
-    """Shell lines that make a folder below one of root's private folders visible, in a private mount namespace."""
+def visible_to_others(path: Path, keep: Path) -> str:
+    """Shell lines that make a folder below one of root's private folders visible, in a private mount namespace.
+
+    It is mounted on `keep` while the private folder is covered.
+    """
     closed = next((p for p in reversed((path, *path.parents)) if not p.stat().st_mode & 0o001), None)
     if closed is None:
         return "true"
-    keep = f"/run/gi-{abs(hash(path))}"
     quoted = shlex.quote(str(path))
     return (
         f"mkdir {keep} && mount --rbind {quoted} {keep} && mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(closed))}"
@@ -182,7 +185,6 @@ def test_without_root(tree_build, play, definition, tree_cache: Path, unprivileg
     assert by_root.wait(MINUTES) == 2, by_root.output
 
     home = unprivileged_home
-    base = sys.base_prefix
     shutil.copytree(Path("~/.cache/goldsmith-images/base_disks").expanduser(), home / "cache/base_disks")
     path = home / "mine.yml"
     shutil.copy(
@@ -198,7 +200,7 @@ def test_without_root(tree_build, play, definition, tree_cache: Path, unprivileg
     names = home / "subid"
     names.write_text("nobody:200000:65536\n")
     steps = [f"mount --bind {names} /etc/{name}" for name in ("subuid", "subgid")]
-    steps += [visible_to_others(Path(base)), visible_to_others(CHECKOUT)]
+    steps += [visible_to_others(Path(sys.base_prefix), home / "python"), visible_to_others(CHECKOUT, home / "checkout")]
     running = play(
         BUILD, "-e", f"image={path}", "-e", f"image_output={home}/output", "-e", f"image_cache={home}/cache",
         "-e", "kubernetes_packages=distribution",

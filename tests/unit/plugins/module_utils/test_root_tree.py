@@ -42,5 +42,15 @@ def test_services_are_blocked_and_nothing_stays(tmp_path: Path, there: bool):
     assert folder.stat().st_mtime == 1
 
 
+def test_the_time_of_a_folder_that_the_build_changed_stays(tmp_path: Path):
+    folder = tmp_path / "usr/sbin"
+    folder.mkdir(parents=True)
+    os.utime(folder, (1, 1))
+    with _root_tree.services_blocked(tmp_path):
+        (folder / "tool").write_text("of a package")
+        os.utime(folder, (5, 5))
+    assert folder.stat().st_mtime > 1
+
+
 def test_a_missing_folder_is_a_problem(tmp_path: Path):
     assert "No such file" in _root_tree.problem(tmp_path / "none")
