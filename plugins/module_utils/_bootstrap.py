@@ -19,6 +19,7 @@ import time
 import typing as t
 from pathlib import Path
 
+from ansible_collections.goldsmith.images.plugins.module_utils import _host_memory
 from ansible_collections.goldsmith.images.plugins.module_utils._command import CommandError, find_program
 from ansible_collections.goldsmith.images.plugins.module_utils._disk import files_archive
 
@@ -147,6 +148,7 @@ sed 's/\\[[^]]*\\] *//' "$root/etc/apt/sources.list" | awk -v keyring=@KEYRING@ 
 test -s "$sources"
 rm -f "$root/etc/apt/sources.list" "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 tar --extract --file @FILES@ --directory "$root" --numeric-owner --no-overwrite-dir --same-permissions
+chroot "$root" update-initramfs -c -k all
 chroot "$root" systemctl --quiet enable systemd-networkd.service systemd-resolved.service ssh.service
 # It looks for snapshots of LVM, which is not installed.
 chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
@@ -170,6 +172,11 @@ for folder in "$root"/usr/share/info "$root"/usr/share/lintian "$root"/usr/share
     fi
 done
 """
+
+# Runs with the place for the tree as $1, in the mount namespace of mmdebstrap: the memory is free again when that ends.
+IN_MEMORY = 'mount -t tmpfs -o "mode=755,size=$2" scratch "$1" && shift 3 && exec "$@"'
+# A tree with its packages: below this it is not worth trying.
+MEMORY = 4 * 1024**3
 
 _RELEASE = re.compile(r"^[a-z][a-z0-9.-]*$")
 _PACKAGE = re.compile(r"^[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?$")
@@ -410,8 +417,33 @@ def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, epoch: int, 
         hooks[name].write_text(script, encoding="utf-8")
         hooks[name].chmod(0o755)
     command = mmdebstrap_command(recipe, archive, hooks, rootless="--user" in enter)
-    environment = {"TMPDIR": str(temporary), "SOURCE_DATE_EPOCH": str(epoch)}
+    scratch = temporary / "scratch"
+    scratch.mkdir(mode=0o755)
+    environment = {"TMPDIR": str(scratch), "SOURCE_DATE_EPOCH": str(epoch)}
     # It is unpacked on this machine only: speed counts.
     environment |= {"ZSTD_CLEVEL": "1", "ZSTD_NBTHREADS": "0"}
-    runner.run([*enter, *command], environment=environment)
+    # Once, by the customize hook, instead of with the kernel and again with every package that adds to it.
+    environment["INITRD"] = "No"
+    _run_in_memory(runner, enter, command, environment, scratch)
     shutil.rmtree(temporary)
+
+
+def _run_in_memory(
+    runner: Runner, enter: Sequence[str], command: Sequence[str], environment: Mapping[str, str], scratch: Path
+) -> None:
+    """Run a command with its scratch folder in memory, if there is plenty: dpkg waits for a disk all the time.
+
+    How much a set of packages needs is not known before; what does not fit is made on the disk.
+    """
+    size = (_host_memory.available() or 0) // 2
+    if enter and size >= MEMORY:
+        before = runner.log.stat().st_size
+        in_memory = [*enter, "sh", "-c", IN_MEMORY, "sh", str(scratch), str(size), "--", *command]
+        try:
+            runner.run(in_memory, environment=environment)
+            return
+        except CommandError:
+            if b"No space left on device" not in runner.log.read_bytes()[before:]:
+                raise
+            runner.note(f"{size} bytes of memory were too little, again on the disk")
+    runner.run([*enter, *command], environment=environment)

@@ -143,7 +143,7 @@ def command_name(command: Sequence[str]) -> str:
     """What a message calls the command: the program behind the prefixes that `private_namespaces` adds."""
     words = list(command)
     if words and os.path.basename(words[0]) == "unshare" and "--" in words:
-        words = words[words.index("--") + 1 :]
+        words = words[len(words) - words[::-1].index("--") :]
     return os.path.basename(words[0])
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA = 1
+MIB = 1024**2
 GIB = 1024**3
 # Generous shares of what the default image takes (measured: base disk 1.1 GiB, build 1.6 GiB, both overlays 0.5 GiB).
 CACHE_SPACE = 6 * GIB
@@ -190,14 +191,14 @@ def space_problems(folders: t.Mapping[str, tuple[Path, int]]) -> list[str]:
     return problems
 
 
-def memory_problems(guest_memory: int, guests: int, meminfo: str) -> list[str]:
-    """Return a line when /proc/meminfo says that *guests* guests of *guest_memory* MiB do not fit."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    available = int(match[1]) // 1024 if match else 0
+def memory_problems(guest_memory: int, guests: int, available: int | None) -> list[str]:
+    """Return a line when *guests* guests of *guest_memory* MiB do not fit into *available* bytes (None: unknown)."""
     needed = guest_memory * guests + HOST_MEMORY
-    if not match or available >= needed:
+    if available is None or available // MIB >= needed:
         return []
-    return [f"Too little memory: {needed} MiB needed ({guests} guests of {guest_memory}), {available} MiB available."]
+    return [
+        f"Too little memory: {needed} MiB needed ({guests} guests of {guest_memory}), {available // MIB} MiB available."
+    ]
 
 
 def tree_digest(folder: Path) -> str:

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import typing as t
 from pathlib import Path
 
-from ansible_collections.goldsmith.images.plugins.module_utils import _kvm
+from ansible_collections.goldsmith.images.plugins.module_utils import _host_memory, _kvm
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_state import VmError
 
 KVM_DEVICE = "/dev/kvm"
@@ -55,12 +54,12 @@ def default_cpu_model(accelerator: str, qemu_version: str) -> str:
     return "qemu64" if accelerator == "tcg" and int(qemu_version.split(".")[0]) < 8 else "max"
 
 
-def check_memory(memory: int, meminfo: str | None = None) -> None:
+def check_memory(memory: int) -> None:
     """Refuse a guest that the host has no memory for; the kernel would end some process instead."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo or Path("/proc/meminfo").read_text(), re.MULTILINE)
+    found = _host_memory.available()
     needed = memory + QEMU_MEMORY
-    if found is not None and int(found[1]) // 1024 < needed:
-        raise VmError(f"too little memory: {needed} MiB needed, {int(found[1]) // 1024} MiB available")
+    if found is not None and found // MIB < needed:
+        raise VmError(f"too little memory: {needed} MiB needed, {found // MIB} MiB available")
 
 
 def check_space(directory: Path, copies: t.Iterable[Path]) -> None:

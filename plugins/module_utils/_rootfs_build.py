@@ -101,10 +101,11 @@ class Build:
                     _tree_layers.restore(self.runner, self.cache, key, self.tree)
         with self.step("Provisioning with Ansible"):
             self.provision(names[len(done) :], keys[len(done) :])
-        with self.step("Writing the disk"):
+        with self.step("Writing the disk"), ThreadPoolExecutor(1) as pool:
             _disk.clamp_times(self.runner, (), self.tree, epoch)
-            self.report["tree_sha256"] = _tree_layers.digest(self.tree, Path(spec.listing))
+            tree_digest = pool.submit(_tree_layers.digest, self.tree, Path(spec.listing))
             _disk.write_disk(self.runner, (), self.tree, self.raw, layout)
+            self.report["tree_sha256"] = tree_digest.result()
             self.report["disk_bytes"] = self.raw.stat().st_blocks * 512
         with self.step("Converting hard drive"), ThreadPoolExecutor(1) as pool:
             digest = pool.submit(_disk.digest, self.raw)

@@ -169,9 +169,10 @@ import typing as t
 from dataclasses import asdict
 from pathlib import Path
 
+from ansible.module_utils.ansible_release import __version__ as ansible_version
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.goldsmith.images.plugins.module_utils import _host_memory, _root_tree
 from ansible_collections.goldsmith.images.plugins.module_utils import _image_plan as planning
-from ansible_collections.goldsmith.images.plugins.module_utils import _root_tree
 from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import (
     RepositoryError,
     fetch,
@@ -277,7 +278,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     versions = {
         "packer": program_version(module, ["packer", "--version"], r"(\d+\.\d+\.\d+)"),
         "qemu": program_version(module, ["qemu-system-x86_64", "--version"], r"version (\d+\.\d+(?:\.\d+)?)"),
-        "ansible": program_version(module, ["ansible-playbook", "--version"], r"core (\d+\.\d+\.\d+)"),
+        "ansible": ansible_version,
     }
     qemu_version = tuple(int(part) for part in versions["qemu"].split("."))
     accelerator = collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
@@ -293,8 +294,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     for part in ("base_disks", "trees"):
         collect(own_cache, cache / part)
     guests = 2
-    meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
-    problems += planning.memory_problems(definition["memory"], guests, meminfo)
+    problems += planning.memory_problems(definition["memory"], guests, _host_memory.available())
     state = collect(archive, definition)
     role_vars, kubernetes = dict(definition["vars"]), {}
     if KUBERNETES_ROLE in definition["roles"]:

@@ -4,6 +4,7 @@
 """`make bench`: how long the default image takes by both build methods, against the native floor, in the same run.
 
 The floor is what cannot be avoided: mmdebstrap with the same packages, and writing them to a compressed qcow2.
+"Packages from the roles" is the same image without base.packages: the roles install them, in the machine or the tree.
 Nothing else should run meanwhile. Prints JSON and writes it to output/bench.json.
 """
 
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import choose_mirrors, make_recipe
@@ -116,12 +118,18 @@ class Checkout:
         link.symlink_to(self.path)
         definition = yaml.safe_load((self.path / "playbooks/images/cloud_base.yml").read_text(encoding="utf-8"))
         # Over its budget: the build ends when the image is there, before the verification.
-        self.unverified = work / "unverified.yml"
-        self.unverified.write_text(yaml.safe_dump({**definition, "budgets": {"size": "1MB"}}), encoding="utf-8")
+        self.unverified = self.define("unverified", {**definition, "budgets": {"size": "1MB"}})
+        base = {**definition["base"], "packages": []}
+        self.from_roles = self.define("from_roles", {**definition, "base": base, "budgets": {"size": "1MB"}})
 
-    def build(self, title: str, *arguments: str, verified: bool = True) -> float:
+    def define(self, name: str, definition: dict[str, Any]) -> str:
+        """Write a definition and return its path."""
+        path = self.work / f"{name}.yml"
+        path.write_text(yaml.safe_dump(definition), encoding="utf-8")
+        return str(path)
+
+    def build(self, title: str, *arguments: str, image: str = "cloud_base", verified: bool = False) -> float:
         """Build and return the seconds."""
-        image = "cloud_base" if verified else str(self.unverified)
         command = ["ansible-playbook", "playbooks/build-image.yml", "-e", f"image={image}"]
         command += ["-e", f"image_output={self.work}/output", "-e", f"image_cache={self.work}/cache", *arguments]
         environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(self.work / "collections")}
@@ -144,16 +152,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gi-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         work = Path(folder)
         checkout = Checkout(work)
+        unverified, from_roles = checkout.unverified, checkout.from_roles
+        rootfs_method, vm_method = ("-e", "build_method=rootfs"), ("-e", "build_method=vm")
         with peaks(work) as peak:
-            rootfs = checkout.build("rootfs, from nothing, not verified", "-e", "build_method=rootfs", verified=False)
+            rootfs = checkout.build("rootfs, from nothing, not verified", *rootfs_method, image=unverified)
         checkout.change_a_template()
-        changed = checkout.build("rootfs, a template changed", "-e", "build_method=rootfs", verified=False)
+        changed = checkout.build("rootfs, a template changed", *rootfs_method, image=unverified)
         checkout.forget()
-        vm = checkout.build("vm, from nothing, not verified", "-e", "build_method=vm", verified=False)
+        vm = checkout.build("vm, from nothing, not verified", *vm_method, image=unverified)
         checkout.forget()
-        whole = checkout.build("as planned, from nothing, verified")
+        rootfs_roles = checkout.build("rootfs, packages from the roles", *rootfs_method, image=from_roles)
+        checkout.forget()
+        vm_roles = checkout.build("vm, packages from the roles", *vm_method, image=from_roles)
+        checkout.forget()
+        whole = checkout.build("as planned, from nothing, verified", verified=True)
         manifest = json.loads((work / "output/cloud_base/manifest.json").read_text(encoding="utf-8"))
-        nothing = checkout.build("nothing changed")
+        nothing = checkout.build("nothing changed", verified=True)
         # Architecture-dependent names carry it after a colon.
         floor = native_floor([package["name"].partition(":")[0] for package in manifest["packages"]], work)
     native = sum(floor.values())
@@ -168,6 +182,11 @@ def main() -> None:
             "vm": {"seconds": round(vm, 1), "ratio_to_native_floor": round(vm / native, 2)},
             "vm_to_rootfs": round(vm / rootfs, 2),
             "vm_to_rootfs_without_the_bootstrap_of_both": round((vm - bootstrap) / (rootfs - bootstrap), 2),
+            "packages_from_the_roles": {
+                "rootfs": {"seconds": round(rootfs_roles, 1)},
+                "vm": {"seconds": round(vm_roles, 1)},
+                "vm_to_rootfs": round(vm_roles / rootfs_roles, 2),
+            },
             "rootfs_template_changed": {"seconds": round(changed, 1)},
         },
         "from_nothing_verified": {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _bootstrap
 from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import BootstrapError, Mirrors, make_recipe
+from ansible_collections.goldsmith.images.plugins.module_utils._command import CommandError, Runner, private_namespaces
 
 MIRRORS = Mirrors("http://mirror.example.com/debian", "http://mirror.example.com/debian-security")
 
@@ -133,3 +134,30 @@ def test_messages_name_the_address_and_what_to_do() -> None:
     assert "mirror.example.com" in refused
     assert "another mirror" in refused
     assert "no release 'nope'" in _bootstrap._mirror_message(recipe, url, NOT_FOUND)
+
+
+@pytest.mark.parametrize(("megabytes", "runs"), [(1, 1), (9, 2)])
+def test_scratch_in_memory_and_on_the_disk_when_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, runs: int
+) -> None:
+    monkeypatch.setattr(_bootstrap, "MEMORY", 1)
+    monkeypatch.setattr(_bootstrap._host_memory, "available", lambda: 8 * 2**20)
+    runner = Runner(tmp_path / "log")
+    runner.log.touch()
+    script = f"df --output=fstype $TMPDIR | tail -1; head -c {megabytes}M /dev/zero > $TMPDIR/file"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    _bootstrap._run_in_memory(runner, private_namespaces(), ["sh", "-c", script], {"TMPDIR": str(scratch)}, scratch)
+    places = [line for line in runner.log.read_text().splitlines() if line in ("tmpfs", "ext4", "overlay", "xfs")]
+    assert len(places) == runs, runner.log.read_text()
+    assert places[0] == "tmpfs"
+    assert [path.name for path in scratch.iterdir()] == (["file"] if runs == 2 else [])
+
+
+def test_failure_for_another_reason_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bootstrap, "MEMORY", 1)
+    runner = Runner(tmp_path / "log")
+    runner.log.touch()
+    with pytest.raises(CommandError, match="^sh failed with exit status 3"):
+        _bootstrap._run_in_memory(runner, private_namespaces(), ["sh", "-c", "echo once; exit 3"], {}, tmp_path)
+    assert runner.log.read_text().splitlines().count("once") == 1
