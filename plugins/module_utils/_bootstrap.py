@@ -318,17 +318,18 @@ def archive_state(recipe: Recipe, timeout: int = 15) -> ArchiveState:
         raise BootstrapError(f"{APT_HELPER} is missing: method 'bootstrap' needs a host with apt")
     state, epoch = [], 0
     with tempfile.TemporaryDirectory(prefix="goldsmith-release-") as folder:
-        for number, url in enumerate(recipe.release_files()):
-            target = Path(folder, str(number))
-            command = [
-                str(APT_HELPER), "-o", "Acquire::Retries=0", "-o", f"Acquire::http::Timeout={timeout}",
-                "-o", f"Acquire::https::Timeout={timeout}", "-o", "APT::Sandbox::User=root",
-                "download-file", url, str(target),
-            ]  # fmt: skip
-            result = subprocess.run(command, check=False, capture_output=True, text=True)
-            if result.returncode != 0 or not target.exists():
-                raise BootstrapError(_mirror_message(recipe, url, result.stderr + result.stdout))
-            content = target.read_bytes()
+        files = {url: Path(folder, str(number)) for number, url in enumerate(recipe.release_files())}
+        command = [
+            str(APT_HELPER), "-o", "Acquire::Retries=0", "-o", f"Acquire::http::Timeout={timeout}",
+            "-o", f"Acquire::https::Timeout={timeout}", "-o", "APT::Sandbox::User=root", "download-file",
+            *(str(word) for pair in files.items() for word in pair),
+        ]  # fmt: skip
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        if files and result.returncode != 0:
+            failed = [url for url, file in files.items() if not file.exists()] or list(files)
+            raise BootstrapError(_mirror_message(recipe, failed[0], result.stderr + result.stdout))
+        for url, file in files.items():
+            content = file.read_bytes()
             state.append(f"{url} sha256:{hashlib.sha256(content).hexdigest()}")
             epoch = max(epoch, release_date(content.decode("utf-8", "replace")))
     if not state:
@@ -348,6 +349,7 @@ def release_date(text: str) -> int:
 
 def _mirror_message(recipe: Recipe, url: str, output: str) -> str:
     errors = [line for line in output.splitlines() if line.startswith("E: ")]
+    errors = [line for line in errors if url in line] or errors
     reason = errors[0][3:] if errors else output.strip()
     if " 404 " in reason:
         return (
