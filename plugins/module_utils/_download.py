@@ -96,7 +96,8 @@ def signed_checksum(
     The signature is in the file itself, or in a file of its own: the one that is given, else the usual names.
     """
     if not keyring.is_file():
-        raise DownloadError(f"the keyring {keyring} does not exist")
+        packages = "debian-archive-keyring and ubuntu-keyring"
+        raise DownloadError(f"the keyring {keyring} does not exist: the packages {packages} have those of the makers")
     content = fetch_text(checksum_url, timeout)
     if content.startswith(b"-----BEGIN PGP SIGNED MESSAGE-----"):
         return parse_checksum_file(_gpgv(keyring, content, None, checksum_url).decode(), name)
