@@ -174,7 +174,8 @@ done
 """
 
 # Runs with the place for the tree as $1, in the mount namespace of mmdebstrap: the memory is free again when that ends.
-IN_MEMORY = 'mount -t tmpfs -o "mode=755,size=$2" scratch "$1" && shift 3 && exec "$@"'
+# Where a mount is not allowed, the disk does as well.
+IN_MEMORY = 'mount -t tmpfs -o "mode=755,size=$2" scratch "$1"; shift 3; exec "$@"'
 # A tree with its packages: below this it is not worth trying.
 MEMORY = 4 * 1024**3
 
