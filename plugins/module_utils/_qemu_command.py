@@ -23,8 +23,11 @@ QEMU_LOG = "qemu.log"
 PID_FILE = "qemu.pid"
 UEFI_VARIABLES = "uefi_vars.fd"
 SCREENSHOT = "screenshot.png"
+MEMORY = "memory"
+DEVICES = "devices"
 
 DISK_NODE = "disk"
+MEMORY_NODE = "pc.ram"
 MOST_DISKS = 9  # extra ones: their files and nodes have one digit
 # The same for all: user-mode networks do not see each other, and a machine restored from another one's snapshot must
 # find its own address again when it restarts.
@@ -82,7 +85,11 @@ class Invocation:
     seed: str | None = None
     forwards: list[Forward] = field(default_factory=lambda: [Forward(22)])
     uefi_code: str | None = None
+    memory_file: str | None = None
+    memory_shared: bool = False
+    """Whether what the guest writes goes to the file of its memory; else the file stays as it is."""
     paused: bool = False
+    incoming: bool = False
 
 
 def find_uefi(root: str = "/") -> tuple[str, str] | None:
@@ -113,6 +120,13 @@ def build_command(wanted: Invocation) -> list[str]:
     writable: dict[str, t.Any] = {"discard": "unmap", "detect-zeroes": "unmap"}
     if wanted.disk_cache == "unsafe":
         writable["cache"] = {"no-flush": True}
+    memory: list[str] = []
+    if wanted.memory_file is not None:
+        # The name that QEMU's own memory has, so that snapshots inside the disk fit with and without the file.
+        backend = {"qom-type": "memory-backend-file", "id": MEMORY_NODE, "size": machine.memory * 1024 * 1024}
+        backend |= {"mem-path": wanted.memory_file, "share": wanted.memory_shared}
+        board += f",memory-backend={MEMORY_NODE}"
+        memory = ["-object", json.dumps(backend)]
     forwards = [f"hostfwd={one.protocol}:127.0.0.1:{one.host_port}-:{one.guest_port}" for one in wanted.forwards]
     thread = ",thread=multi" if machine.accelerator == "tcg" and machine.cpus > 1 else ""
     command = [
@@ -124,6 +138,7 @@ def build_command(wanted: Invocation) -> list[str]:
         *("-cpu", machine.cpu_model),
         *("-smp", str(machine.cpus)),
         *("-m", str(machine.memory)),
+        *memory,
         *("-display", "none", "-device", "VGA"),
         *("-chardev", f"file,id=console,path={CONSOLE},append=on", "-serial", "chardev:console"),
         *("-qmp", f"unix:{QMP_SOCKET},server=on,wait=off"),
@@ -146,6 +161,8 @@ def build_command(wanted: Invocation) -> list[str]:
         command += ["-device", f"virtio-blk-pci,drive={DISK_NODE}{number},serial={DISK_NODE}{number}"]
     if wanted.paused:
         command.append("-S")
+    if wanted.incoming:
+        command += ["-incoming", "defer"]
     return [*command, *machine.extra_args]
 
 

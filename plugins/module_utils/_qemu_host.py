@@ -62,11 +62,11 @@ def check_memory(memory: int) -> None:
         raise VmError(f"too little memory: {needed} MiB needed, {found // MIB} MiB available")
 
 
-def check_space(directory: Path, copies: t.Iterable[Path]) -> None:
-    """Refuse a start without room for the files that are copied and for what a guest writes while it boots."""
+def check_space(directory: Path, copies: t.Iterable[Path], memory: int = 0) -> None:
+    """Refuse a start without room for the copies, for *memory* (MiB) in a file, and for what a guest writes at boot."""
     existing = [parent for parent in (directory, *directory.parents) if parent.exists()][0]
     copied = sum(path.stat().st_blocks * 512 for path in copies)
-    needed = copied // MIB + START_SPACE
+    needed = copied // MIB + memory + START_SPACE
     free = shutil.disk_usage(existing).free // MIB
     if free < needed:
         raise VmError(f"too little room in {existing}: {needed} MiB needed, {free} MiB free")

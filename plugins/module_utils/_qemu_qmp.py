@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import traceback
 import typing as t
 from pathlib import Path
 
 try:
-    from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+    from qemu.qmp import ExecuteError, QMPClient, QMPError
 except ImportError:
     HAS_QMP = False
     QMP_IMPORT_ERROR: str | None = traceback.format_exc()
@@ -34,6 +35,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command imp
 
 ANSWER_TIMEOUT = 15.0
 REFUSED_TIMEOUT = 1.0
+MIGRATING = ("setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug")
 
 Result = t.TypeVar("Result")
 
@@ -54,7 +56,7 @@ class Monitor:
             return await asyncio.wait_for(self._client.execute(command, named or None), ANSWER_TIMEOUT)
         except ExecuteError as exc:
             raise MonitorError(f"{command}: {exc}") from exc
-        except (ExecInterruptedError, asyncio.TimeoutError) as exc:
+        except (QMPError, asyncio.TimeoutError) as exc:  # QEMU has ended, is about to, or hangs
             raise MonitorError(f"{command}: QEMU did not answer") from exc
 
     async def quit(self) -> None:
@@ -100,8 +102,41 @@ class Monitor:
         """Restore the state of a VM that was started paused."""
         await self._job("snapshot-load", deadline, tag=name, vmstate=DISK_NODE, devices=list(await self._disks()))
 
+    async def save_template(self, path: str, deadline: float) -> None:
+        """Save what a paused VM has beside disks and memory; its memory is a file already."""
+        await self.settle_jobs(deadline)
+        await self._ignore_shared_memory(True)
+        await self.execute("migrate", uri=f"exec:cat > {shlex.quote(path)}")
+        await self._wait_for_migration(deadline)
+
+    async def load_template(self, path: str, deadline: float) -> None:
+        """Restore what ``save_template`` saved into a VM that was started for it and has that memory."""
+        await self._ignore_shared_memory(True)
+        await self.execute("migrate-incoming", uri=f"exec:cat {shlex.quote(path)}")
+        await self._wait_for_migration(deadline)
+        await self._ignore_shared_memory(False)
+
+    async def _ignore_shared_memory(self, state: bool) -> None:
+        capability = {"capability": "x-ignore-shared", "state": state}
+        await self.execute("migrate-set-capabilities", capabilities=[capability])
+
+    async def _wait_for_migration(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        while True:
+            found = await self.execute("query-migrate")
+            if found.get("status") not in MIGRATING:
+                break
+            if loop.time() > end:
+                raise MonitorError(f"the VM's state is not transferred after {deadline:.0f} s")
+            await asyncio.sleep(0.01)
+        if found.get("status") in ("failed", "cancelled"):
+            raise MonitorError(f"the VM's state was not transferred: {found.get('error-desc', found['status'])}")
+
     async def settle_jobs(self, deadline: float) -> None:
         """Wait for jobs that an interrupted run left behind."""
+        with contextlib.suppress(MonitorError):
+            await self._wait_for_migration(deadline)
         for job in await self.execute("query-jobs"):
             with contextlib.suppress(MonitorError):
                 await self._wait_for_job(job["id"], deadline)

@@ -61,6 +61,10 @@ class Record:
     machine: Machine
     disk: Disk
     extra_disks: list[Disk] = field(default_factory=list)
+    template: bool = False
+    """The guest's memory is a file, and its snapshot another VM's start."""
+    begun_from: str | None = None
+    """The runtime directory of the template whose memory the VM was restored from."""
     seed: dict[str, str] | None = None
     wanted_ssh_port: int = 0
     wanted_forwards: list[Forward] = field(default_factory=list)
@@ -105,6 +109,7 @@ class Wanted:
     overlay: bool | None = None
     disk_cache: str | None = None
     disks: list[Disk] | None = None
+    template: bool | None = None
     seed: dict[str, str] | None = None
     machine: str | None = None
     memory: int | None = None
@@ -158,6 +163,10 @@ def _decide_started(current: Current, wanted: Wanted) -> Plan:
             raise VmError("there is no VM in this directory yet: image or warm_from is needed to make one")
         reason = "an earlier run was interrupted while it made or removed the VM" if interrupted else "it did not exist"
         return Plan(kill=current.running, create=True, start=True, reason=reason)
+    again = wanted.snapshot is not None and wanted.snapshot not in record.snapshots
+    if record.begun_from is not None and again and (record.phase == "starting" or not current.running):
+        # The memory fits the disk as it was: both are taken from the template again.
+        return Plan(kill=current.running, create=True, start=True, reason="it begins anew from its template")
     differences = _immutable_differences(record, wanted)
     if differences:
         raise VmError(f"the VM was made differently ({'; '.join(differences)}): remove it first (state absent)")
@@ -200,6 +209,8 @@ def _decide_snapshot(current: Current, wanted: Wanted) -> Plan:
     record = current.record
     if record is None:
         raise VmError("there is no VM in this directory to take a snapshot of")
+    if record.template and wanted.keep_running:
+        raise VmError("a template ends with its snapshot: its memory must not change any more (keep_running: false)")
     if record.disk.overlay is False and record.disk.image_format != "qcow2":
         raise VmError(f"snapshots are kept inside qcow2 disks; this VM's is {record.disk.image_format}")
     if current.running and record.phase in ("running", "saving"):
@@ -225,6 +236,8 @@ def _immutable_differences(record: Record, wanted: Wanted) -> list[str]:
         found.append(f"its image is {record.disk.image}, not {wanted.image}")
     if wanted.overlay is not None and wanted.overlay != record.disk.overlay:
         found.append(f"overlay is {record.disk.overlay}, not {wanted.overlay}")
+    if wanted.template is not None and wanted.template != record.template:
+        found.append(f"template is {record.template}, not {wanted.template}")
     if wanted.disks is not None and not same_disks(wanted.disks, record.extra_disks):
         found.append("its disks are others")
     return found

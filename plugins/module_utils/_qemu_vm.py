@@ -71,6 +71,8 @@ OWN_FILES = (
     qemu.QEMU_LOG,
     qemu.PID_FILE,
     qemu.SCREENSHOT,
+    qemu.MEMORY,
+    qemu.DEVICES,
 )
 
 
@@ -119,6 +121,8 @@ class Vm:
             record = self._new_record(wanted, warm_from)
         if record is None or not plan.start:
             return record
+        if record.template and wanted.snapshot is not None:
+            raise VmError("a template is not restored itself: other VMs are (warm_from)")
         machine = wanted_machine(record.machine, wanted)
         disk = record.disk
         for one in [] if plan.create else [disk, *record.extra_disks]:
@@ -127,7 +131,8 @@ class Vm:
         if machine.firmware == "uefi" and qemu.find_uefi() is None:
             raise VmError("no UEFI firmware found: install OVMF (Debian, Ubuntu: apt install ovmf)")
         host.check_memory(machine.memory)
-        host.check_space(self.directory, _copied_files(warm_from) if plan.create and warm_from else [])
+        copies = _copied_files(warm_from) if plan.create and warm_from else []
+        host.check_space(self.directory, copies, machine.memory if record.template else 0)
         record = replace(
             record,
             machine=machine,
@@ -139,13 +144,18 @@ class Vm:
             restored_snapshot=wanted.snapshot,
         )
         if wanted.snapshot is not None:
-            check_snapshot(record, machine, wanted.snapshot, self._qemu_version())
-            disk_path = self._disk_with_snapshots(record, plan, warm_from)
-            known = self._snapshots_in(disk_path) if disk_path else []
+            template = warm_from if plan.create and record.begun_from else None
+            saved = load_record(template) if template else record
+            check_snapshot(saved or record, machine, wanted.snapshot, self._qemu_version())
+            place: Path | None
+            if template is not None:
+                place = template / qemu.MEMORY
+                known = list(saved.snapshots) if saved and place.is_file() else []
+            else:
+                place = self._disk_with_snapshots(record, plan, warm_from)
+                known = self._snapshots_in(place) if place else []
             if wanted.snapshot not in known:
-                raise VmError(
-                    f"there is no snapshot {wanted.snapshot} in {disk_path or 'a new overlay'}; found: {known}"
-                )
+                raise VmError(f"there is no snapshot {wanted.snapshot} in {place or 'a new overlay'}; found: {known}")
         return record
 
     def _new_record(self, wanted: Wanted, warm_from: Path | None) -> Record:
@@ -162,6 +172,7 @@ class Vm:
                 raise VmError(f"warm_from: the VM in {warm_from} was made from {base.disk.image}")
             if wanted.disks is not None and not same_disks(wanted.disks, base.extra_disks):
                 raise VmError(f"warm_from: the VM in {warm_from} has other disks")
+        begins = base is not None and base.template and wanted.snapshot is not None
         image = wanted.image or (base.disk.image if base else "")
         size, mtime_ns = _identity(image)
         overlay = wanted.overlay is not False
@@ -179,9 +190,11 @@ class Vm:
                 mtime_ns=mtime_ns,
             ),
             extra_disks=base.extra_disks if base else [_identified(disk) for disk in wanted.disks or []],
+            template=bool(wanted.template),
+            begun_from=str(warm_from) if begins else None,
             seed=base.seed if base else None,
             wanted_forwards=base.wanted_forwards if base else [],
-            snapshots=dict(base.snapshots) if base else {},
+            snapshots=dict(base.snapshots) if base and not base.template else {},
         )
 
     def _default_machine(self, wanted: Wanted) -> qemu.Machine:
@@ -221,10 +234,12 @@ class Vm:
             return None
         if plan.kill and not plan.start:
             record = self._save(record, **NOT_RUNNING)
-        if plan.create:
-            record = self._create(record, warm_from)
-        if plan.start:
-            record = self._start(record, wanted.snapshot)
+        # Until QEMU has opened them, nobody may change the files that it begins from.
+        with locked(warm_from) if plan.create and warm_from else contextlib.nullcontext():
+            if plan.create:
+                record = self._create(record, warm_from)
+            if plan.start:
+                record = self._start(record, wanted.snapshot, record.begun_from if plan.create else None)
         if plan.resume:
             record = self._resume(record)
         if plan.save:
@@ -247,11 +262,10 @@ class Vm:
             for old in self.directory.glob(name):
                 old.unlink()
         if warm_from is not None:
-            with locked(warm_from):
-                for source in _copied_files(warm_from):
-                    # cp, because it clones on file systems that can and keeps the holes on the others
-                    target = self.directory / source.name
-                    self._run(["cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target)])
+            for source in _copied_files(warm_from):
+                # cp, because it clones on file systems that can and keeps the holes on the others
+                target = self.directory / source.name
+                self._run(["cp", "--reflink=auto", "--sparse=always", "--", str(source), str(target)])
             return record
         if record.disk.overlay:
             self._create_disk(qemu.OVERLAY, record.disk)
@@ -264,7 +278,12 @@ class Vm:
         target = [str(self.directory / name), *([disk.capacity] if disk.capacity else [])]
         self._run([self.tools.qemu_img, "create", "-q", "-f", "qcow2", *backing, *target])
 
-    def _start(self, record: Record, snapshot: str | None) -> Record:
+    def _start(self, record: Record, snapshot: str | None, template: str | None) -> Record:
+        if record.template:
+            # New files: VMs that began from the old ones still read those.
+            for name in (qemu.MEMORY, qemu.DEVICES):
+                (self.directory / name).unlink(missing_ok=True)
+            record = replace(record, snapshots={})
         console = self.directory / qemu.CONSOLE
         offset = console.stat().st_size if console.exists() else 0
         record = self._save(
@@ -286,7 +305,10 @@ class Vm:
                 seed=qemu.SEED if record.seed is not None else None,
                 forwards=[qemu.Forward(SSH, record.wanted_ssh_port), *record.wanted_forwards],
                 uefi_code=uefi[0] if uefi else None,
+                memory_file=qemu.MEMORY if record.template else template and str(Path(template) / qemu.MEMORY),
+                memory_shared=record.template,
                 paused=snapshot is not None,
+                incoming=template is not None,
             )
         )
         record = self._save(record, command=command)
@@ -295,8 +317,11 @@ class Vm:
             self._wait_for_monitor(child, record)
 
             async def finish(monitor: Monitor) -> tuple[list[qemu.Forward], str]:
-                if snapshot is not None:
+                if template is not None:
+                    await monitor.load_template(str(Path(template) / qemu.DEVICES), JOB_TIMEOUT)
+                elif snapshot is not None:
                     await monitor.load(snapshot, JOB_TIMEOUT)
+                if snapshot is not None:
                     await monitor.execute("cont")
                 return await monitor.forwards(), await monitor.qemu_version()
 
@@ -347,7 +372,9 @@ class Vm:
     def set_clock(self, record: Record, user: str, key: str | None, timeout: int) -> None:
         """The guest's clock stood still since the snapshot; its hardware clock did not: QEMU emulates the host's."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
-        options += [f"ConnectTimeout={timeout}", *([f"IdentityFile={key}", "IdentitiesOnly=yes"] if key else [])]
+        # Key exchanges that resist quantum computers take an emulated processor far longer.
+        options += ["KexAlgorithms=^curve25519-sha256", f"ConnectTimeout={timeout}"]
+        options += [f"IdentityFile={key}", "IdentitiesOnly=yes"] if key else []
         command = [self.tools.ssh, "-F", "none", "-p", str(record.ssh_port)]
         for option in options:
             command += ["-o", option]
@@ -419,7 +446,10 @@ class Vm:
         async def work(monitor: Monitor) -> None:
             await monitor.execute("stop")
             try:
-                await monitor.save(name, JOB_TIMEOUT)
+                if record.template:
+                    await monitor.save_template(qemu.DEVICES, JOB_TIMEOUT)
+                else:
+                    await monitor.save(name, JOB_TIMEOUT)
             except BaseException:
                 await monitor.execute("cont")
                 raise
@@ -433,6 +463,10 @@ class Vm:
             raise VmError(
                 f"the snapshot {name} was not made: {exc}", **self.evidence(record), phase="snapshot"
             ) from exc
+        if record.template:
+            for path in (self.directory / qemu.MEMORY, self.directory / qemu.DEVICES):
+                with open(path, "rb") as handle:
+                    os.fsync(handle.fileno())  # its users never look whether it is whole
         saved = {"machine": asdict(record.machine), "qemu_version": record.qemu_version}
         return self._save(
             record,

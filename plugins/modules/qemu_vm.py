@@ -49,8 +49,8 @@ options:
       stopped: The VM does not run; its files stay.
       absent: The VM does not run, and the files of this module in O(runtime_dir) are removed. No orderly shutdown.
       snapshot:
-        The state of the running VM, memory included, is saved inside its disk as O(snapshot); the VM is then stopped
-        unless O(keep_running=true).
+        The state of the running VM, memory included, is saved inside its disk (with O(template) beside it) as
+        O(snapshot); the VM is then stopped unless O(keep_running=true).
     default: started
   runtime_dir:
     description:
@@ -91,11 +91,18 @@ options:
         description: As O(image_format).
         type: str
         choices: [qcow2, raw]
+  template:
+    description:
+      - Keep the guest's memory in a file of O(runtime_dir), so that VMs restored from this one's snapshot
+        (O(warm_from)) need not copy it. They begin at once and share what they do not change.
+      - A template ends with its snapshot and is not restored itself. If it is started again, its snapshot is gone.
+        Default V(false).
+    type: bool
   warm_from:
     description:
       - The O(runtime_dir) of a stopped VM whose overlay is copied (cloned where the file system can) when this VM is
         made. Machine, image and seed are those of the other VM unless given. With O(snapshot) the VM is restored
-        instead of booted.
+        instead of booted. One that was restored from a O(template) and is restored again begins anew, disks included.
     type: path
   seed:
     description: Content of a NoCloud data source (cloud-init), attached as a CD-ROM with the label cidata.
@@ -224,6 +231,7 @@ EXAMPLES = r"""
     state: started
     runtime_dir: /var/tmp/vm
     image: /srv/images/cloud_base.qcow2
+    template: true
     seed:
       user_data: |
         #cloud-config
@@ -534,6 +542,8 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
             current = gather(directory)
             wanted = read_wanted(params, current.running)
             plan = decide(current, wanted)
+            if plan.create and warm_from is None and current.record and current.record.begun_from:
+                warm_from = Path(current.record.begun_from)
             if params["wait_for"] == "cloud_init" and wanted.snapshot and params["state"] == "started":
                 raise VmError("wait_for=cloud_init waits for the end of a boot, but a restored VM does not boot")
             record = vm.prepare(current, plan, wanted, warm_from)
@@ -627,6 +637,7 @@ def main() -> t.NoReturn:
                 "mutually_exclusive": [("size", "image")],
                 "required_one_of": [("size", "image")],
             },
+            "template": {"type": "bool"},
             "warm_from": {"type": "path"},
             "seed": {"type": "dict", "options": {key: {"type": "str"} for key in SEED_KEYS}},
             "machine": {"type": "str"},

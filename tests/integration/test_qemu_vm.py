@@ -290,6 +290,77 @@ def test_snapshot_and_restore(vm, image, tmp_path: Path) -> None:
     assert not (tmp_path / "busy").exists()
 
 
+def test_template_is_where_others_begin(vm, image, tmp_path: Path) -> None:
+    """Its memory is mapped, not copied: no VM that begins from it may change it, nor miss it when it has gone."""
+    template = vm(state="started", image=image(BUTTON), template=True)["vm"]
+    directory = Path(template["runtime_dir"])
+    wait_until(lambda: "BOOT\n." in Path(template["console_log"]).read_text())
+    assert "ends with its snapshot" in vm(state="snapshot", snapshot="warm", keep_running=True, _ok=False)["msg"]
+    assert vm(state="snapshot", snapshot="warm")["vm"]["state"] == "stopped"
+    assert vm(state="snapshot", snapshot="warm")["changed"] is False
+    assert "not restored itself" in vm(state="started", snapshot="warm", _ok=False)["msg"]
+    assert "template is True" in vm(state="started", template=False, _ok=False)["msg"]
+    memory = (directory / "memory").read_bytes()
+    assert len(memory) == 32 * 1024 * 1024
+
+    def begin(name: str, **params: Any) -> dict[str, Any]:
+        result = vm(state="started", runtime_dir=str(tmp_path / name), warm_from=str(directory), **params)
+        return result.get("vm", result)
+
+    def goes_on(machine: dict[str, Any]) -> None:
+        console = Path(machine["console_log"])
+        wait_until(lambda: "." in console.read_text())
+        assert "BOOT" not in console.read_text(), "it booted instead of going on"
+
+    clones = [begin(name, snapshot="warm") for name in ("one", "two")]
+    for clone in clones:
+        goes_on(clone)
+        assert clone["restored_snapshot"] == "warm"
+    assert (directory / "memory").read_bytes() == memory
+    assert "no snapshot cold" in begin("three", snapshot="cold", _ok=False)["msg"]
+    assert "memory is 32, not 64" in begin("three", snapshot="warm", memory=64, _ok=False)["msg"]
+
+    # a clone is a VM like any other, with snapshots of its own
+    one = {"runtime_dir": clones[0]["runtime_dir"]}
+    assert vm(state="snapshot", snapshot="own", **one)["vm"]["snapshots"] == ["own"]
+    Path(clones[0]["console_log"]).write_text("")
+    goes_on(vm(state="started", snapshot="own", **one)["vm"])
+    vm(state="stopped", stop_timeout=0, **one)
+    Path(clones[0]["console_log"]).write_text("")
+    again = vm(state="started", snapshot="warm", **one)
+    assert again["reason"] == "it begins anew from its template"
+    goes_on(again["vm"])
+    vm(state="stopped", stop_timeout=0, **one)
+    booted = vm(state="started", **one)["vm"]
+    wait_until(lambda: "BOOT" in Path(booted["console_log"]).read_text())
+
+    # a start of the template ends what it was, and nobody who began from it notices
+    vm(state="started")
+    assert "is not stopped" in begin("four", snapshot="warm", _ok=False)["msg"]
+    vm(state="stopped", stop_timeout=0)
+    assert "no snapshot warm" in begin("four", snapshot="warm", _ok=False)["msg"]
+    vm(state="absent")
+    assert not directory.exists()
+    before = Path(clones[1]["console_log"]).read_text()
+    wait_until(lambda: len(Path(clones[1]["console_log"]).read_text()) > len(before))
+
+
+def test_template_that_is_incomplete_begins_nothing(vm, image, tmp_path: Path) -> None:
+    template = vm(state="started", image=image(BUTTON), template=True)["vm"]
+    directory = Path(template["runtime_dir"])
+    vm(state="snapshot", snapshot="warm")
+    clone = {"runtime_dir": str(tmp_path / "clone"), "warm_from": str(directory), "snapshot": "warm"}
+    devices = (directory / "devices").read_bytes()
+    (directory / "devices").write_bytes(devices[: len(devices) // 2])
+    refused = vm(state="started", _ok=False, **clone)
+    assert refused["phase"] == "start"
+    (directory / "devices").write_bytes(devices)
+    assert vm(state="started", **clone)["vm"]["restored_snapshot"] == "warm"
+    vm(state="absent", runtime_dir=clone["runtime_dir"])
+    (directory / "memory").unlink()
+    assert "found: []" in vm(state="started", _ok=False, **clone)["msg"]
+
+
 def test_taken_port_is_an_error_and_free_ones_do_not_collide(vm, image, tmp_path: Path) -> None:
     disk = image(HANG)
     with socket.create_server(("127.0.0.1", 0)) as server:

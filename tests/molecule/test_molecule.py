@@ -93,8 +93,6 @@ class Runner:
             "PY_COLORS": "0",
             "ANSIBLE_NOCOLOR": "1",
         }
-        if name != "default":
-            env["MOLECULE_WARM"] = (LOGS / "default" / "warm").read_text(encoding="utf-8")
         # For the pytest that checks the machine. The ephemeral directory is no place: Molecule empties it at the end.
         env["PYTEST_ADDOPTS"] = shlex.quote(f"--junit-xml={logs / 'junit.xml'}")
         with log.open("wb") as out:
