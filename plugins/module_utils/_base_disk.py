@@ -207,8 +207,8 @@ class _Tree:
     def make(self, runner: Runner, folder: Path, _partial: Path) -> dict[str, t.Any]:
         archive = folder / TREE
         with self.phases("bootstrap"):
-            _bootstrap.make_tree(runner, self.enter, self.recipe, self.state.epoch, folder, archive)
-        packages = _disk.installed_packages(_disk.read_archived(archive, "var/lib/dpkg/status"))
+            status = _bootstrap.make_tree(runner, self.enter, self.recipe, self.state.epoch, folder, archive)
+        packages = _disk.installed_packages(status)
         return {"title": self.title(), "packages": packages, "sources": self.recipe.sources()}
 
     def title(self) -> str:

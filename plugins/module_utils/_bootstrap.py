@@ -122,7 +122,8 @@ FILES: dict[str, tuple[str, int]] = {
 }
 
 # Runs with the tree as $1 before mmdebstrap cleans up. It sees what mmdebstrap wrote, so the mirrors in the image are
-# the ones it used, also where mmdebstrap chose them.
+# the ones it used, also where mmdebstrap chose them. @STATUS@ is the caller's: what is installed is known then without
+# unpacking the archive for it.
 FINISH = """\
 #!/bin/sh
 set -eu
@@ -150,6 +151,7 @@ rm -f "$root/etc/apt/sources.list" "$root/etc/apt/apt.conf.d/99mmdebstrap" "$roo
 tar --extract --file @FILES@ --directory "$root" --numeric-owner --no-overwrite-dir --same-permissions
 chroot "$root" update-initramfs -c -k all
 chroot "$root" systemctl --quiet enable systemd-networkd.service systemd-resolved.service ssh.service
+cp "$root/var/lib/dpkg/status" @STATUS@
 # It looks for snapshots of LVM, which is not installed.
 chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
@@ -176,8 +178,6 @@ done
 # Runs with the place for the tree as $1, in the mount namespace of mmdebstrap: the memory is free again when that ends.
 # Where a mount is not allowed, the disk does as well.
 IN_MEMORY = 'mount -t tmpfs -o "mode=755,size=$2" scratch "$1"; shift 3; exec "$@"'
-# A tree with its packages: below this it is not worth trying.
-MEMORY = 4 * 1024**3
 
 _RELEASE = re.compile(r"^[a-z][a-z0-9.-]*$")
 _PACKAGE = re.compile(r"^[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?$")
@@ -400,22 +400,27 @@ def mmdebstrap_command(recipe: Recipe, archive: Path, hooks: Mapping[str, Path],
     return command + recipe.sources()
 
 
-def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, epoch: int, work: Path, archive: Path) -> None:
-    """Run mmdebstrap; everything temporary stays below `work`, no file in the archive is younger than `epoch`."""
+def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, epoch: int, work: Path, archive: Path) -> str:
+    """Run mmdebstrap; everything temporary stays below `work`, no file in the archive is younger than `epoch`.
+
+    Returns what dpkg says is installed.
+    """
     temporary = work / "mmdebstrap"
     temporary.mkdir(mode=0o755)
     # apt downloads as the user _apt.
     work.chmod(0o755)
     bundles = {"FILES": FILES, "EXCLUDES": {EXCLUDES: (recipe.path_excludes, 0o644)}}
-    scripts = {"customize": FINISH.replace("@KEYRING@", shlex.quote(str(recipe.keyring)))}
+    status = temporary / "status"
+    places = {"@KEYRING@": recipe.keyring, "@STATUS@": status}
+    scripts = {"customize": FINISH}
     if recipe.path_excludes:
         scripts["extract"] = LEAVE_OUT
     for name, files in bundles.items():
         (temporary / name).write_bytes(files_archive(files, epoch))
     hooks = {}
     for name, script in scripts.items():
-        for bundle in bundles:
-            script = script.replace(f"@{bundle}@", shlex.quote(str(temporary / bundle)))
+        for mark, path in {**places, **{f"@{bundle}@": temporary / bundle for bundle in bundles}}.items():
+            script = script.replace(mark, shlex.quote(str(path)))
         hooks[name] = temporary / f"{name}.sh"
         hooks[name].write_text(script, encoding="utf-8")
         hooks[name].chmod(0o755)
@@ -428,7 +433,9 @@ def make_tree(runner: Runner, enter: Sequence[str], recipe: Recipe, epoch: int, 
     # Once, by the customize hook, instead of with the kernel and again with every package that adds to it.
     environment["INITRD"] = "No"
     _run_in_memory(runner, enter, command, environment, scratch)
+    installed = status.read_text(encoding="utf-8")
     shutil.rmtree(temporary)
+    return installed
 
 
 def _run_in_memory(
@@ -438,8 +445,8 @@ def _run_in_memory(
 
     How much a set of packages needs is not known before; what does not fit is made on the disk.
     """
-    size = (_host_memory.available() or 0) // 2
-    if enter and size >= MEMORY:
+    size = _host_memory.spare()
+    if enter and size:
         before = runner.log.stat().st_size
         in_memory = [*enter, "sh", "-c", IN_MEMORY, "sh", str(scratch), str(size), "--", *command]
         try:

@@ -17,6 +17,9 @@ if t.TYPE_CHECKING:
 #: Names of the files of a control group: the limit and the use, both in bytes. Version 2, version 1.
 FILES = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
 
+#: A root tree with its packages, twice: below this it is not worth trying.
+PLENTY = 4 * 1024**3
+
 
 def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """The bytes that can be used before the kernel ends something; None where nobody says."""
@@ -25,6 +28,12 @@ def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"))
     if match is not None:
         found.append(int(match[1]) * 1024)
     return min(found, default=None)
+
+
+def spare() -> int:
+    """The bytes that a file system in memory may grow to: half of what is free, or 0 where that is not plenty."""
+    half = (available() or 0) // 2
+    return half if half >= PLENTY else 0
 
 
 def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:

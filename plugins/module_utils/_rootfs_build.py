@@ -26,7 +26,7 @@ import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ansible_collections.goldsmith.images.plugins.module_utils import _disk, _root_tree, _tree_layers
+from ansible_collections.goldsmith.images.plugins.module_utils import _disk, _host_memory, _root_tree, _tree_layers
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache, CacheError, make_key
 from ansible_collections.goldsmith.images.plugins.module_utils._command import (
     CommandError,
@@ -39,7 +39,9 @@ from ansible_collections.goldsmith.images.plugins.module_utils._command import (
 if t.TYPE_CHECKING:
     from collections.abc import Iterator
 
-INSIDE = "--inside"
+INSIDE, PRIVATE = "--inside", "--private"
+#: A file system in memory with less room than this is why what was to be written to it failed.
+FULL = 64 * 1024**2
 
 
 class BuildError(Exception):
@@ -84,7 +86,8 @@ class Build:
         self.steps: dict[str, float] = {}
         self.report: dict[str, t.Any] = {"steps": self.steps}
 
-    def run(self) -> None:
+    def run(self) -> Build:
+        """Build the image; returns itself, with its report."""
         spec = self.spec
         with self.step("Unpacking the root tree"):
             _disk.unpack(self.runner, (), Path(spec.archive), self.tree)
@@ -109,12 +112,13 @@ class Build:
             self.report["disk_bytes"] = self.raw.stat().st_blocks * 512
         with self.step("Converting hard drive"), ThreadPoolExecutor(1) as pool:
             digest = pool.submit(_disk.digest, self.raw)
-            image = self.work / "image.qcow2"
-            _disk.to_qcow2(self.runner, self.raw, image, compress=True)
-            self.report["disk_digest"] = digest.result()
             # Half an image never has the name of a whole one.
             Path(spec.image).parent.mkdir(exist_ok=True)
-            shutil.move(image, spec.image)
+            image = Path(f"{spec.image}.part")
+            _disk.to_qcow2(self.runner, self.raw, image, compress=True)
+            self.report["disk_digest"] = digest.result()
+            image.replace(spec.image)
+        return self
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -173,6 +177,49 @@ def newest(tree: Path) -> int:
     return max(int(status.st_mtime) for _path, status in _tree_layers.walk(tree))
 
 
+def build_in_memory_or_on_disk(spec: Specification, work: Path, cache: Cache, runner: Runner, private: bool) -> Build:
+    """Build where it is faster; what turns out to be too large for the memory is built again, on the disk.
+
+    The file system in memory goes with the mount namespace: without one of its own, the build has none.
+    """
+    with memory_on(work) if private else contextlib.nullcontext(False) as in_memory:
+        try:
+            return Build(spec, work, cache, runner).run()
+        except Interrupted:
+            raise
+        except ERRORS:
+            if not in_memory or shutil.disk_usage(work).free >= FULL:
+                raise
+    say("The memory is too small for this image: again, on the disk")
+    return Build(spec, work, cache, runner).run()
+
+
+@contextlib.contextmanager
+def memory_on(folder: Path) -> Iterator[bool]:
+    """Mount a file system in memory where there is plenty of it, and where it keeps all that a root tree may have."""
+    size = _host_memory.spare()
+    mount = ["mount", "-t", "tmpfs", "-o", f"mode=755,size={size}", "build", str(folder)]
+    mounted = bool(size) and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    try:
+        if mounted and not keeps_attributes(folder):
+            subprocess.run(["umount", str(folder)], check=True)
+            mounted = False
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def keeps_attributes(folder: Path) -> bool:
+    """Whether files may have attributes of their users; in memory, not before Linux 6.6."""
+    try:
+        os.setxattr(folder, "user.goldsmith", b"")
+        os.removexattr(folder, "user.goldsmith")
+    except OSError:
+        return False
+    return True
+
+
 def say(text: str) -> None:
     """Tell Packer, which shows it at once."""
     sys.stdout.write(f"{text}\n")
@@ -182,7 +229,9 @@ def say(text: str) -> None:
 def main(path: str, *options: str) -> None:
     """Build what the JSON file at `path` specifies."""
     if INSIDE not in options:
-        command = [*private_namespaces(), sys.executable, "-m", __spec__.name, path, INSIDE]
+        private = private_namespaces()
+        marks = [INSIDE, *([PRIVATE] if private else [])]
+        command = [*private, sys.executable, "-m", __spec__.name, path, *marks]
         os.execv(command[0], command)
     spec = Specification(**json.loads(Path(path).read_text(encoding="utf-8")))
     cache = Cache(Path(spec.cache_dir), spec.cache_max_size, remove=_root_tree.remove)
@@ -191,9 +240,10 @@ def main(path: str, *options: str) -> None:
     start = time.monotonic()
     with interruptible():
         cache.open()
-        with cache.workspace(make_key({"build": spec.image})) as work:
-            build = Build(spec, work, cache, runner)
-            build.run()
+        with cache.workspace(make_key({"build": spec.image})) as folder:
+            work = folder / "build"
+            work.mkdir()
+            build = build_in_memory_or_on_disk(spec, work, cache, runner, PRIVATE in options)
     build.report["seconds"] = round(time.monotonic() - start, 2)
     build.report["peak_memory_kilobytes"] = max(
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

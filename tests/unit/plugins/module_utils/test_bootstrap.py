@@ -140,8 +140,7 @@ def test_messages_name_the_address_and_what_to_do() -> None:
 def test_scratch_in_memory_and_on_the_disk_when_that_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, runs: int
 ) -> None:
-    monkeypatch.setattr(_bootstrap, "MEMORY", 1)
-    monkeypatch.setattr(_bootstrap._host_memory, "available", lambda: 8 * 2**20)
+    monkeypatch.setattr(_bootstrap._host_memory, "spare", lambda: 4 * 2**20)
     runner = Runner(tmp_path / "log")
     runner.log.touch()
     script = f"echo on $(df --output=fstype $TMPDIR | tail -1); head -c {megabytes}M /dev/zero > $TMPDIR/file"
@@ -155,7 +154,7 @@ def test_scratch_in_memory_and_on_the_disk_when_that_is_full(
 
 
 def test_failure_for_another_reason_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bootstrap, "MEMORY", 1)
+    monkeypatch.setattr(_bootstrap._host_memory, "spare", lambda: 4 * 2**20)
     runner = Runner(tmp_path / "log")
     runner.log.touch()
     with pytest.raises(CommandError, match="^sh failed with exit status 3"):
