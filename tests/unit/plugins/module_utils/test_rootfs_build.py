@@ -28,7 +28,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
             def __init__(self, _spec: object, work: Path, *_rest: object) -> None:
                 self.work = work
 
-            def run(self) -> Build:
+            def run(self) -> object:
                 command = ["stat", "--file-system", "--format=%T", str(self.work)]
                 tried.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
                 (self.work / "tree").write_bytes(bytes(megabytes * MIB))
