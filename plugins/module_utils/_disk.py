@@ -491,7 +491,8 @@ def _write_esp(runner: Runner, enter: Sequence[str], tree: Path, image: Path, la
     volume = layout.uuid("esp").replace("-", "")[:8]
     mkfs, mmd, mcopy = (find_program("mkfs.vfat", "dosfstools"), find_program("mmd", "mtools"),
                         find_program("mcopy", "mtools"))  # fmt: skip
-    runner.run([mkfs, "-F", "32", "-s", "1", "-n", "ESP", "-i", volume, "--invariant", str(image)])
+    # In this order: --invariant sets an id, too.
+    runner.run([mkfs, "-F", "32", "-s", "1", "-n", "ESP", "--invariant", "-i", volume, str(image)])
     folders = sorted({str(parent) for name in files for parent in Path(name).parents if str(parent) != "."})
     fixed_time = {"SOURCE_DATE_EPOCH": str(layout.epoch), "TZ": "UTC"}
     runner.run([mmd, "-i", str(image), *(f"::/{folder}" for folder in folders)], environment=fixed_time)

@@ -202,6 +202,9 @@ def test_boot_code_and_esp(raw: Path, partitions: dict[int, dict[str, Any]], rea
     assert code[:2] == b"\xeb\x63" and code[510:] == b"\x55\xaa"
     assert int.from_bytes(code[0x5C:0x64], "little") == partitions[14]["start"]
     esp = f"{raw}@@{partitions[15]['start'] * 512}"
+    offset = str(partitions[15]["start"] * 512)
+    volume = run("blkid", "--probe", "--offset", offset, "--match-tag", "UUID", "--output", "value", str(raw)).strip()
+    assert volume not in ("", "1234-ABCD"), "all images have the id that mkfs.vfat --invariant sets"
     listing = run("mdir", "-/", "-b", "-i", esp, "::/EFI")
     for name in ("BOOT/BOOTX64.EFI", "BOOT/grubx64.efi", "debian/grub.cfg"):
         assert f"::/EFI/{name}\n" in listing
