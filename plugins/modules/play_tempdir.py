@@ -32,11 +32,21 @@ options:
     description: How the name of the directory begins.
     type: str
     default: gi-play-
+  files:
+    description:
+      - Files to put into it (mode 0600), path in the directory and content. Ansible shows the content to nobody.
+    type: dict
+    default: {}
+  link:
+    description: A symbolic link to the directory, for those who need a name that stays. Replaced if it exists.
+    type: path
 """
 
 EXAMPLES = r"""
 - name: Make a place for the key of this play
   goldsmith.images.play_tempdir:
+    files:
+      token: "{{ lookup('ansible.builtin.env', 'TOKEN') }}"
   register: private
 """
 
@@ -91,11 +101,37 @@ def _wait_and_remove(owner: Process, path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def write_private(path: str, content: str) -> None:
+    """Write a file that nobody else can read, not even for a moment."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+        handle.write(content)
+
+
+def replace_link(link: str, target: str) -> None:
+    """Make a symbolic link; one that exists goes in the same moment."""
+    new = f"{link}.{os.path.basename(target)}"
+    os.symlink(target, new)
+    os.replace(new, link)
+
+
 def main() -> None:
-    module = AnsibleModule(argument_spec={"prefix": {"type": "str", "default": "gi-play-"}})
+    module = AnsibleModule(
+        argument_spec={
+            "prefix": {"type": "str", "default": "gi-play-"},
+            "files": {"type": "dict", "default": {}, "no_log": True},
+            "link": {"type": "path"},
+        }
+    )
+    params = module.params
     try:
-        path = tempfile.mkdtemp(prefix=module.params["prefix"])
+        path = tempfile.mkdtemp(prefix=params["prefix"])
         remove_after(find_owner(), path)
+        for name, content in params["files"].items():
+            write_private(os.path.join(path, name), content)
+        if params["link"]:
+            replace_link(params["link"], path)
     except OSError as exc:
         module.fail_json(msg=f"Cannot make a directory for this play: {exc}")
     module.exit_json(changed=True, path=path)

@@ -19,6 +19,8 @@ PLAY = """
   gather_facts: false
   tasks:
     - goldsmith.images.play_tempdir:
+        files: {key: "a secret\\n"}
+        link: "{{ report }}.link"
       register: made
     - ansible.builtin.copy:
         content: "{{ made.path }}"
@@ -48,6 +50,8 @@ def test_it_is_gone_after_the_play(ansible_env: dict[str, str], tmp_path: Path, 
         assert wait_until(lambda: report.exists() and report.read_text())
         directory = Path(report.read_text())
         assert directory.stat().st_mode & 0o777 == 0o700
+        assert (directory / "key").stat().st_mode & 0o777 == 0o600
+        assert Path(f"{report}.link/key").read_text() == "a secret\n"
         if number is None:
             Path(f"{report}.go").touch()
         else:
