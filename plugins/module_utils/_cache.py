@@ -196,11 +196,7 @@ class Cache:
             if entry is not None:
                 return entry, False
             with self.workspace(key) as folder:
-                data = build(folder)
-                self._finish(key, folder, data)
-            entry = self.lookup(key)
-        if entry is None:
-            raise CacheError(f"cache entry {key} was damaged while it was written: the disk or its memory is faulty")
+                entry = self._finish(key, folder, build(folder))
         self.evict(keep=key)
         return entry, True
 
@@ -279,8 +275,8 @@ class Cache:
                 if folder.exists():
                     self._bury(folder)
 
-    def _finish(self, key: str, folder: Path, data: dict[str, t.Any]) -> None:
-        files = {}
+    def _finish(self, key: str, folder: Path, data: dict[str, t.Any]) -> Entry:
+        files: dict[str, t.Any] = {}
         for path in sorted(folder.iterdir()):
             if not path.is_file() or path.name == "owner.lock":
                 continue
@@ -297,6 +293,7 @@ class Cache:
         (folder / "owner.lock").unlink()
         folder.chmod(0o755)
         folder.rename(target)
+        return Entry(key, target, files, data)
 
     def _discard(self, folder: Path) -> None:
         # By rename first: an entry is there or it is not, also when this process dies half way.

@@ -100,6 +100,13 @@ archive_state:
   returned: success
   type: list
   elements: str
+mirrors:
+  description:
+    - The C(archive) and C(security) mirrors of the base disk, so that nobody has to look for them again. Null where
+      mmdebstrap has the choice.
+  returned: success
+  type: dict
+  sample: {"archive": "https://mirror.example.com/debian", "security": "https://mirror.example.com/debian-security"}
 build_method:
   description: Name (vm or rootfs) and reason.
   returned: success
@@ -181,6 +188,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository i
 from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import (
     ArchiveState,
     BootstrapError,
+    Mirrors,
     archive_state,
     choose_mirrors,
     make_recipe,
@@ -228,15 +236,15 @@ def kubernetes_source(wanted: str, role_vars: dict[str, t.Any]) -> dict[str, str
     return {"source": source, "reason": reason, "release": release.sha256, "key": release.key}
 
 
-def archive(definition: dict[str, t.Any]) -> ArchiveState:
-    """Return the state of the suites that the base disk is bootstrapped from."""
+def archive(definition: dict[str, t.Any]) -> tuple[Mirrors, ArchiveState]:
+    """Return the mirrors that the base disk is bootstrapped from, and the state of their suites."""
     base = definition["base"]
     if base["method"] != "bootstrap":
-        return ArchiveState((), 0)
+        return Mirrors(), ArchiveState((), 0)
     try:
         mirrors = choose_mirrors(base.get("mirror"), None)
         recipe = make_recipe(base["distribution"], base["release"], base["packages"], ["main"], mirrors)
-        return archive_state(recipe)
+        return mirrors, archive_state(recipe)
     except BootstrapError as exc:
         raise planning.PlanError(f"The base disk cannot be made: {exc}") from exc
 
@@ -295,7 +303,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
         collect(own_cache, cache / part)
     guests = 2
     problems += planning.memory_problems(definition["memory"], guests, _host_memory.available())
-    state = collect(archive, definition)
+    mirrors, state = collect(archive, definition) or (Mirrors(), ArchiveState((), 0))
     role_vars, kubernetes = dict(definition["vars"]), {}
     if KUBERNETES_ROLE in definition["roles"]:
         wanted = params["kubernetes_packages"] or role_vars.get(f"{KUBERNETES_ROLE}_packages_source", "auto")
@@ -329,6 +337,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
         "fingerprint": planning.value_digest(inputs),
         "inputs": inputs,
         "kubernetes": {key: kubernetes[key] for key in ("source", "reason", "release")} if kubernetes else {},
+        "mirrors": asdict(mirrors),
         "layers": planning.layers(definition["roles"], role_vars, collection, {"ansible": versions["ansible"]}),
         "role_vars": role_vars,
         "source_date_epoch": state.epoch,

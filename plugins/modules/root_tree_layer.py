@@ -14,6 +14,7 @@ description:
   - Finds what has changed in a root tree and keeps it in a content-addressed cache, so that a later build with the same
     beginning starts from there. The playbook C(provision.yml) calls it after each role when it works on a tree.
   - Changes are found by inode and change time; what is mounted in the tree is not looked at.
+  - It runs in Ansible itself, on the controller, where the tree of a build is.
 requirements:
   - Python 3.11 or later
   - tar and zstd
@@ -71,7 +72,6 @@ EXAMPLES = r"""
     cache_dir: /var/cache/goldsmith-images/trees
     cache_max_size: 10737418240
     log_path: /var/tmp/build/tree.log
-  delegate_to: localhost
 """
 
 RETURN = r"""
@@ -81,46 +81,3 @@ entries:
   type: int
   sample: 12
 """
-
-import json
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.goldsmith.images.plugins.module_utils import _tree_layers
-from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache, CacheError
-from ansible_collections.goldsmith.images.plugins.module_utils._command import CommandError, Interrupted, Runner
-from ansible_collections.goldsmith.images.plugins.module_utils._root_tree import remove
-
-TIMEOUT = 600
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "state_path": {"type": "path", "required": True},
-            "key": {"type": "str", "required": True, "no_log": False},
-            "title": {"type": "str", "required": True},
-            "cache_dir": {"type": "path", "required": True},
-            "cache_max_size": {"type": "int", "required": True},
-            "log_path": {"type": "path", "required": True},
-        },
-    )
-    params = module.params
-    state = Path(params["state_path"])
-    cache = Cache(Path(params["cache_dir"]), params["cache_max_size"], remove=remove)
-    try:
-        before = json.loads(state.read_text(encoding="utf-8"))
-        cache.check()
-        tree = Path(params["path"])
-        runner = Runner(Path(params["log_path"]))
-        after = _tree_layers.save(runner, cache, params["key"], params["title"], tree, before, TIMEOUT)
-        state.write_text(json.dumps(after), encoding="utf-8")
-    except (CacheError, CommandError, Interrupted, OSError, ValueError) as error:
-        module.fail_json(msg=f"The layer cannot be kept: {error}")
-    changed, removed = _tree_layers.differences(before, after)
-    module.exit_json(changed=False, entries=len(changed) + len(removed))
-
-
-if __name__ == "__main__":
-    main()
