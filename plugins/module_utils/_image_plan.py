@@ -16,6 +16,8 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.goldsmith.images.plugins.module_utils._cache import file_digest
+
 SCHEMA = 1
 MIB = 1024**2
 GIB = 1024**3
@@ -159,7 +161,7 @@ def layers(
         "apply_role.yml": file_digest(collection / "playbooks" / "tasks" / "apply_role.yml"),
         **outside,
     }
-    for role, name in zip(roles, names, strict=True):
+    for role, name in zip(roles, names):
         digests = role_digests(collection, role)
         others = tuple(f"{other}_" for other in names if other not in (name, *digests))
         variables = {key: value for key, value in role_vars.items() if not key.startswith(others)}
@@ -213,12 +215,6 @@ def tree_digest(folder: Path) -> str:
 def value_digest(value: t.Any) -> str:
     """Return the sha256 of *value* as canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of the file *path*."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def image_inputs(

@@ -15,7 +15,7 @@ import os
 import re
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _packer_cli as cli
 from ansible_collections.goldsmith.images.plugins.module_utils import _packer_state as state
@@ -26,6 +26,9 @@ from ansible_collections.goldsmith.images.plugins.module_utils._packer_log impor
 from ansible_collections.goldsmith.images.plugins.module_utils._process import Outcome, Supervisor, command_of
 from ansible_collections.goldsmith.images.plugins.module_utils._redact import Redactor
 
+# Files that are written while a build runs.
+LOGS = ("log_path", "progress_path")
+OUTER_SECRET_LENGTH = 8
 # Values of such environment variables are treated as secrets too.
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|(ACCESS|API|PRIVATE|ACCOUNT)_?KEY", re.IGNORECASE)
 
@@ -89,16 +92,12 @@ def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
     )
     for path in request.var_files:
         cli.check_var_file(path, kind)
-    for name in ("log_path", "progress_path", "state_path"):
-        directory = os.path.dirname(absolute(params[name]))
-        if params[name] and name != "state_path" and not os.path.isdir(directory):
-            raise PackerError(f"{name}: the directory {directory} does not exist")
+    state_path = absolute(params["state_path"]) or state.default_state_path(request)
+    for name, path in {**{name: absolute(params[name]) for name in LOGS}, "state_path": state_path}.items():
+        if path:
+            _check_file(name, path)
     if request.cache_dir:
-        parent = _existing_parent(request.cache_dir)
-        if not os.path.isdir(parent):
-            raise PackerError(f"cache_dir: {parent} is not a directory")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PackerError(f"cache_dir: {request.cache_dir} is not writable")
+        _check_directory("cache_dir", request.cache_dir)
     cli.var_file_content(request)  # refuses what the template's language cannot take
     options = Options(
         executable=params["executable"],
@@ -107,7 +106,7 @@ def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
         strict_variables=params["strict_variables"],
         inputs=tuple(absolute(path) for path in params["inputs"] or []),
         fingerprint_extra=params["fingerprint_extra"],
-        state_path=absolute(params["state_path"]) or state.default_state_path(request),
+        state_path=state_path,
         verify=params["verify"],
         rebuild=params["rebuild"],
         timeout=params["timeout"],
@@ -121,15 +120,36 @@ def prepare(params: t.Mapping[str, t.Any]) -> tuple[Request, Options]:
     return request, options
 
 
-def _existing_parent(path: str) -> str:
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
+def _check_file(name: str, path: str) -> None:
+    """Refuse a path that no file could be written to."""
+    directory = os.path.dirname(path)
+    if name in LOGS and not os.path.isdir(directory):
+        raise PackerError(f"{name}: the directory {directory} does not exist")
+    # What is there is replaced; a device such as /dev/null would be, too.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise PackerError(f"{name}: {path} is not a file")
+    _check_directory(name, directory)
 
 
-def secrets_of(request: Request) -> list[t.Any]:
-    named = [v for k, v in request.environment.items() if SECRET_NAME.search(k) and not os.path.exists(v)]
-    return [*request.sensitive.values(), *named]
+def _check_directory(name: str, path: str) -> None:
+    """Refuse a directory that could neither be made nor written to."""
+    parent = path
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        raise PackerError(f"{name}: {parent} is not a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PackerError(f"{name}: {path} is not writable")
+
+
+def secrets_of(request: Request, outer_environment: t.Mapping[str, str]) -> list[t.Any]:
+    # What somebody else has put into the environment may be a word of everyday use, such as a mode.
+    outer = {name: value for name, value in outer_environment.items() if len(value) >= OUTER_SECRET_LENGTH}
+    named = {**outer, **request.environment}.items()
+    return [
+        *request.sensitive.values(),
+        *(value for name, value in named if SECRET_NAME.search(name) and not os.path.exists(value)),
+    ]
 
 
 def amis_of(artifact_id: str) -> dict[str, str]:
@@ -173,10 +193,13 @@ class Run:
     def __init__(
         self, request: Request, options: Options, check_mode: bool, outer_environment: t.Mapping[str, str]
     ) -> None:
-        self.request, self.options, self.check_mode = request, options, check_mode
+        # Variables that come with the task's environment count as those that the module is given.
+        variables = {name: value for name, value in outer_environment.items() if name.startswith("PKR_VAR_")}
+        self.request = replace(request, environment={**variables, **request.environment})
+        self.options, self.check_mode = options, check_mode
         self.environment = cli.base_environment(outer_environment, request.environment)
         self.outer_environment = outer_environment
-        self.redactor = Redactor(secrets_of(request))
+        self.redactor = Redactor(secrets_of(request, outer_environment))
         self.deadline = time.monotonic() + options.timeout if options.timeout else None
         self.packer = cli.find_executable(options.executable, self.environment)
         self.private_var_file = ""
@@ -201,7 +224,9 @@ class Run:
         return self.redactor.data(self.result)
 
     def _execute(self, stack: contextlib.ExitStack) -> None:
-        if not self.check_mode:
+        if self.check_mode:
+            self.lock.check()
+        else:
             os.makedirs(os.path.dirname(self.options.state_path), mode=0o700, exist_ok=True)
             self.lock.acquire(patience=self.options.cancel_grace + 10.0)
             stack.callback(self.lock.release)
@@ -365,17 +390,23 @@ class Run:
             return file.read()
 
     def _check_selection(self) -> None:
-        """-only that matches nothing is a success to Packer 1.6; name the builds there are instead."""
+        """A selection of nothing is a success to Packer 1.6; name the builds there are instead."""
         if self.request.kind == "json":
             self.json_builds = cli.template_builds(self._read_template())
-        if not self.request.only:
+        if not self.request.only and not self.request.exclude:
             return
         known = list(self.json_builds)
         if self.request.kind == "hcl":
             known = cli.inspected_builds(self._capture(cli.inspect_command(self.packer, self.request))[1])
+        # In JSON templates Packer takes names only.
+        matches = fnmatch.fnmatchcase if self.request.kind == "hcl" else str.__eq__
+        if not known:
+            return
         for pattern in self.request.only:
-            if known and not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+            if not any(matches(name, pattern) for name in known):
                 raise PackerError(f"only_builds: {pattern} matches no build; there are: {', '.join(known)}")
+        if all(any(matches(name, pattern) for pattern in self.request.exclude) for name in known):
+            raise PackerError(f"except_builds: no build is left; there are: {', '.join(known)}")
 
     def _check_variables(self, blocks: list[stream.Diagnostic], report: stream.Report) -> None:
         given = {*self.request.variables, *self.request.sensitive}

@@ -240,14 +240,30 @@ class Lock:
             except OSError as exc:
                 if exc.errno not in (errno.EAGAIN, errno.EACCES):
                     raise PackerError(f"cannot lock {self.path}: {exc.strerror}") from exc
-            pid = self._record().get("pid", 0)
-            if (pid and _start_time(pid) == self._record().get("start")) or time.monotonic() > give_up_at:
+            pid, alive = self._holder()
+            if alive or time.monotonic() > give_up_at:
                 os.close(self.fd)
                 self.fd = -1
-                raise PackerError(
-                    f"another run (process {pid}) is building with the same state file; lock: {self.path}"
-                )
+                raise self._held_by(pid)
             time.sleep(0.2)
+
+    def check(self) -> None:
+        """Refuse what ``acquire`` would refuse; makes and changes nothing."""
+        try:
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise PackerError(f"state_path: cannot read {self.path}: {exc.strerror}") from exc
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            pid, alive = self._holder()
+            if alive:
+                raise self._held_by(pid) from None
+        finally:
+            os.close(self.fd)
+            self.fd = -1
 
     def recover(self) -> bool:
         """End the processes and remove the files of an earlier run that could not do so itself."""
@@ -284,6 +300,15 @@ class Lock:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
             os.close(self.fd)
             self.fd = -1
+
+    def _holder(self) -> tuple[int, bool]:
+        """The process that the file names, and whether it still runs."""
+        record = self._record()
+        pid = record.get("pid", 0)
+        return pid, bool(pid) and _start_time(pid) == record.get("start")
+
+    def _held_by(self, pid: int) -> PackerError:
+        return PackerError(f"another run (process {pid}) is building with the same state file; lock: {self.path}")
 
     def _record(self) -> dict[str, t.Any]:
         with contextlib.suppress(OSError, ValueError):

@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import typing as t
 from pathlib import Path
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _host_memory, _kvm
+from ansible_collections.goldsmith.images.plugins.module_utils._qemu_command import Forward
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_state import VmError
 
 KVM_DEVICE = "/dev/kvm"
@@ -60,6 +63,29 @@ def check_memory(memory: int) -> None:
     needed = memory + QEMU_MEMORY
     if found is not None and found // MIB < needed:
         raise VmError(f"too little memory: {needed} MiB needed, {found // MIB} MiB available")
+
+
+def check_port(forward: Forward) -> None:
+    """Refuse a port of the loopback interface that somebody listens on."""
+    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as probe:
+        # As QEMU does it: connections that have ended are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", forward.host_port))
+            if forward.protocol == "tcp":
+                probe.listen()
+        except OSError as exc:
+            raise VmError(f"the {forward.protocol} port {forward.host_port} cannot be had: {exc.strerror}") from exc
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory that can be neither made nor written to."""
+    existing = [parent for parent in (directory, *directory.parents) if parent.exists()][0]
+    if not existing.is_dir():
+        raise VmError(f"cannot make {directory}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise VmError(f"cannot write to {existing}")
 
 
 def check_space(directory: Path, copies: t.Iterable[Path], memory: int = 0) -> None:

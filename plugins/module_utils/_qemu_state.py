@@ -76,6 +76,8 @@ class Record:
     command: list[str] = field(default_factory=list)
     console_offset: int = 0
     restored_snapshot: str | None = None
+    clock_behind: bool = False
+    """The guest was restored, and nobody has set its clock since."""
     qemu_version: str | None = None
     snapshots: dict[str, dict[str, t.Any]] = field(default_factory=dict)
     """Name -> the machine and QEMU version it was saved with."""

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -53,7 +54,8 @@ JOB_TIMEOUT = 300.0
 QUIT_TIMEOUT = 30.0
 LOCK_TIMEOUT = 120.0
 SSH = 22
-SET_CLOCK = "sh -c 'date -s @$(cat /sys/class/rtc/rtc0/since_epoch)'"
+SET_CLOCK = "sh -c 'date -s @$(cat /sys/class/rtc/rtc0/since_epoch) >&2 && date +%s'"
+CLOCK_TOLERANCE = 5.0  # seconds
 NOT_RUNNING: dict[str, t.Any] = {
     "phase": "stopped",
     "pid": None,
@@ -131,6 +133,13 @@ class Vm:
         if machine.firmware == "uefi" and qemu.find_uefi() is None:
             raise VmError("no UEFI firmware found: install OVMF (Debian, Ubuntu: apt install ovmf)")
         host.check_memory(machine.memory)
+        ssh_port = record.wanted_ssh_port if wanted.ssh_port is None else wanted.ssh_port
+        forwards = record.wanted_forwards if wanted.port_forwards is None else wanted.port_forwards
+        for one in [] if plan.kill else [qemu.Forward(SSH, ssh_port), *forwards]:
+            host.check_port(one)
+        if plan.create and warm_from is None:
+            for one in [record.disk, *record.extra_disks]:
+                self._check_image(one)
         copies = _copied_files(warm_from) if plan.create and warm_from else []
         host.check_space(self.directory, copies, machine.memory if record.template else 0)
         record = replace(
@@ -138,10 +147,11 @@ class Vm:
             machine=machine,
             disk=replace(disk, cache=wanted.disk_cache or disk.cache),
             seed=record.seed if wanted.seed is None else wanted.seed,
-            wanted_ssh_port=record.wanted_ssh_port if wanted.ssh_port is None else wanted.ssh_port,
-            wanted_forwards=record.wanted_forwards if wanted.port_forwards is None else wanted.port_forwards,
+            wanted_ssh_port=ssh_port,
+            wanted_forwards=forwards,
             lifetime=wanted.lifetime or record.lifetime,
             restored_snapshot=wanted.snapshot,
+            clock_behind=wanted.snapshot is not None,
         )
         if wanted.snapshot is not None:
             template = warm_from if plan.create and record.begun_from else None
@@ -209,6 +219,18 @@ class Vm:
         if plan.create:
             return warm_from / qemu.OVERLAY if warm_from else None
         return self.directory / qemu.OVERLAY
+
+    def _check_image(self, disk: Disk) -> None:
+        """Have QEMU look at an image and at all that it is based on."""
+        if disk.image:
+            look = [self.tools.qemu_img, "info", "-U", "--backing-chain", "-f", disk.image_format]
+            self._run([*look, disk.image])
+
+    def try_machine(self, machine: qemu.Machine) -> None:
+        """Refuse a machine that QEMU does not make; it is made without disks and ended at once."""
+        command = [self.tools.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-S", "-monitor", "stdio"]
+        command += ["-machine", machine.machine, "-accel", machine.accelerator, "-cpu", machine.cpu_model]
+        self._run([*command, "-smp", str(machine.cpus), "-m", str(machine.memory)], START_TIMEOUT, "quit\n")
 
     def _snapshots_in(self, disk: Path) -> list[str]:
         info = json.loads(self._run([self.tools.qemu_img, "info", "-U", "--output=json", str(disk)]))
@@ -379,7 +401,15 @@ class Vm:
         for option in options:
             command += ["-o", option]
         sudo = "" if user == "root" else "sudo -n "
-        self._run([*command, "--", f"{user}@127.0.0.1", sudo + SET_CLOCK], timeout)
+        before = time.time()
+        answer = self._run([*command, "--", f"{user}@127.0.0.1", sudo + SET_CLOCK], timeout)
+        clock = re.search(r"(\d+)\s*$", answer)
+        if clock is None or not before - CLOCK_TOLERANCE <= int(clock[1]) <= time.time() + CLOCK_TOLERANCE:
+            raise VmError(f"the guest's clock is wrong although it was set: it is {time.time():.0f}, not {answer!r}")
+        with locked(self.directory):
+            now = load_record(self.directory)
+            if now is not None and now.token == record.token:
+                self._save(now, clock_behind=False)
 
     def _spawn(self, record: Record) -> subprocess.Popen[bytes]:
         (self.directory / qemu.QMP_SOCKET).unlink(missing_ok=True)
@@ -503,11 +533,9 @@ class Vm:
         with contextlib.suppress(OSError):
             self.directory.rmdir()  # only if nothing else is in it
 
-    def _run(self, command: list[str], timeout: float | None = None) -> str:
+    def _run(self, command: list[str], timeout: float | None = None, stdin: str = "") -> str:
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout
-            )
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
         except subprocess.TimeoutExpired as exc:
             raise VmError(f"{shlex.join(command)} has not ended after {timeout:.0f} s") from exc
         if done.returncode != 0:

@@ -156,7 +156,7 @@ class Build:
                 "cache_dir": self.spec.cache_dir,
                 "cache_max_size": self.spec.cache_max_size,
                 "log_path": self.spec.log,
-                "keys": dict(zip(roles, keys, strict=False)),
+                "keys": dict(zip(roles, keys)),
             },
         }
         for name, content in (("inventory.json", {"all": {"hosts": {"tree": inventory}}}), ("layers.json", layers)):

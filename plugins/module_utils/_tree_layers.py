@@ -19,6 +19,7 @@ import stat
 import typing as t
 from pathlib import Path
 
+from ansible_collections.goldsmith.images.plugins.module_utils._cache import file_digest
 from ansible_collections.goldsmith.images.plugins.module_utils._command import find_program
 
 if t.TYPE_CHECKING:
@@ -147,8 +148,7 @@ def digest(tree: Path, listing: Path | None = None) -> str:
             parts.append(f"same file as {links[status.st_ino]}")
         elif kind == stat.S_IFREG:
             links[status.st_ino] = path
-            with full.open("rb") as file:
-                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+            parts.append(file_digest(full))
         names = os.listxattr(full, follow_symlinks=False)
         parts += [f"{name}={os.getxattr(full, name, follow_symlinks=False).hex()}" for name in sorted(names)]
         lines.append(json.dumps(parts).encode() + b"\n")

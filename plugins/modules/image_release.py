@@ -95,8 +95,9 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.goldsmith.images.plugins.module_utils._cache import file_digest
 from ansible_collections.goldsmith.images.plugins.module_utils._command import Interrupted, interruptible
-from ansible_collections.goldsmith.images.plugins.module_utils._image_plan import SCHEMA, file_digest
+from ansible_collections.goldsmith.images.plugins.module_utils._image_plan import SCHEMA
 
 
 class ReleaseError(Exception):

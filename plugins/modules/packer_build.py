@@ -198,7 +198,8 @@ options:
     description:
       - Environment variables for Packer, added to those of the task.
       - Values of names that speak of a secret, token, password, credential or key are redacted like
-        O(sensitive_variables).
+        O(sensitive_variables); those of the task from eight characters on.
+      - C(PKR_VAR_) variables, also those of the task, are part of the fingerprint.
     type: dict
     default: {}
   use_sequential_evaluation:

@@ -181,7 +181,7 @@ options:
   ssh_user:
     description:
       - An account of the guest, V(root) or one that may use sudo without a password. With it, the clock of a guest that
-        has just been restored from O(snapshot) is set.
+        was restored from O(snapshot) is set. A run that cannot do so fails, and the next one tries again.
     type: str
   ssh_private_key_file:
     description: Private key for O(ssh_user). By default those that ssh finds by itself.
@@ -530,6 +530,8 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
     params = module.params
     check_params(params)
     warm_from = Path(os.path.abspath(params["warm_from"])) if params["warm_from"] else None
+    if params["state"] == "started":
+        _qemu_host.check_directory(directory)
     make = params["state"] == "started" and not module.check_mode and not directory.is_dir()
     if make:
         try:
@@ -553,15 +555,19 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
                 after = "running"
             if params["state"] == "stopped" and current.record is None:
                 after = "absent"
+            behind = record is not None and record.clock_behind
+            set_clock = behind and params["state"] == "started" and params["ssh_user"] is not None
             if not module.check_mode:
                 record = vm.apply(current, plan, record, wanted, warm_from)
+            elif plan.start and record is not None:
+                vm.try_machine(record.machine)
     finally:
         if make:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # only if it stayed empty
     result: dict[str, t.Any] = {
-        "changed": plan.changed,
-        "reason": plan.reason,
+        "changed": plan.changed or set_clock,
+        "reason": plan.reason if plan.changed or not set_clock else f"{plan.reason}, but its clock was never set",
         "vm": describe(directory, None if after == "absent" else record, after),
         "stopped_by": vm.stopped_by,
         "ssh_banner": None,
@@ -571,13 +577,12 @@ def run(module: AnsibleModule, directory: Path, vm: Vm) -> dict[str, t.Any]:
     if module._diff:
         result["diff"] = {"before": {"state": before}, "after": {"state": after}}
     if params["state"] == "started" and not module.check_mode:
-        wait(vm, directory, params, plan.start, result)
+        wait(vm, directory, params, set_clock, result)
     return result
 
 
-def wait(vm: Vm, directory: Path, params: dict[str, t.Any], started: bool, result: dict[str, t.Any]) -> None:
-    """Wait for what was asked for, put it into the result, and set the clock of a guest that was just restored."""
-    set_clock = started and params["snapshot"] is not None and params["ssh_user"] is not None
+def wait(vm: Vm, directory: Path, params: dict[str, t.Any], set_clock: bool, result: dict[str, t.Any]) -> None:
+    """Wait for what was asked for, put it into the result, and set the clock of a guest that was restored."""
     target = "ssh" if set_clock else params["wait_for"]
     if target == "none":
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -79,20 +78,6 @@ def test_fail_names_level_reason_and_hint(run_module, tmp_path: Path) -> None:
     assert "no_device" in result["msg"]
     assert result["hint"] in result["msg"]
     assert result["usable"] is False
-
-
-def test_oldest_python_of_a_target(run_module) -> None:
-    pythons = [shutil.which("python3.9"), *map(str, Path.home().glob(".pyenv/versions/3.9.*/bin/python3.9"))]
-    working = [
-        path
-        for path in pythons
-        if path and subprocess.run([path, "-V"], capture_output=True, check=False).returncode == 0
-    ]
-    if not working:
-        pytest.skip("there is no Python 3.9 here")
-    result = run_module("kvm_check", _python=working[0])
-    assert not result["failed"], result["msg"]
-    documented.check_returned("kvm_check", result)
 
 
 @has_device

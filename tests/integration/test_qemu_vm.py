@@ -365,10 +365,10 @@ def test_taken_port_is_an_error_and_free_ones_do_not_collide(vm, image, tmp_path
     disk = image(HANG)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        taken = vm(state="started", image=disk, ssh_port=port, _ok=False)
-        assert "host forwarding" in taken["msg"]
-        assert "-netdev" in taken["command_line"]
-    free = vm(state="started", ssh_port=port)["vm"]
+        for check in (True, False):
+            taken = vm(state="started", image=disk, ssh_port=port, _ok=False, _check=check)
+            assert f"tcp port {port} cannot be had: Address already in use" in taken["msg"]
+    free = vm(state="started", image=disk, ssh_port=port)["vm"]
     assert free["ssh_port"] == port
     others = [vm(state="started", image=disk, runtime_dir=str(tmp_path / name))["vm"] for name in ("one", "two")]
     assert len({free["ssh_port"], *(other["ssh_port"] for other in others)}) == 3
@@ -554,6 +554,7 @@ def test_machine_that_must_not_outlive_the_play(vm, image) -> None:
         ({"state": "snapshot", "snapshot": "x"}, "no VM in this directory"),
         ({"state": "snapshot"}, "snapshot"),
         ({"state": "started", "warm_from": "/nonexistent"}, "there is no VM in /nonexistent"),
+        ({"state": "started", "runtime_dir": "/dev/null/vm", "image": "/x"}, "/dev/null is not a directory"),
         ({"state": "started", "cpus": 0}, "cpus must be at least 1"),
         ({"state": "started", "ssh_port": 65536}, "65536 is not a port"),
         ({"state": "started", "port_forwards": [{"guest_port": 22}]}, "port 22 is forwarded twice"),
@@ -565,7 +566,7 @@ def test_machine_that_must_not_outlive_the_play(vm, image) -> None:
 @pytest.mark.parametrize("check", [False, True])
 def test_what_cannot_work_fails_in_check_mode_too(vm, tmp_path: Path, params, message: str, check: bool) -> None:
     directory = tmp_path / "refused"
-    failed = vm(**params, runtime_dir=str(directory), _check=check, _ok=False)
+    failed = vm(**{"runtime_dir": str(directory), **params}, _check=check, _ok=False)
     assert message in failed["msg"]
     assert not failed.get("changed")
     assert not directory.exists()
@@ -579,13 +580,45 @@ def test_image_that_changed_under_its_overlay_is_refused(vm, image) -> None:
     assert "has changed since the overlay" in vm(state="started", _ok=False)["msg"]
 
 
-def test_damaged_disk_says_what_qemu_says(vm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("check", [True, False])
+def test_damaged_disk_says_what_qemu_says(vm, tmp_path: Path, check: bool) -> None:
     disk = tmp_path / "broken.qcow2"
     disk.write_bytes(b"QFI\xfb" + b"\xff" * 4096)
-    failed = vm(state="started", image=str(disk), overlay=False, _ok=False)
-    assert "did not start" in failed["msg"]
-    assert "qcow2" in failed["msg"]
+    failed = vm(state="started", image=str(disk), overlay=False, _ok=False, _check=check)
+    assert "Unsupported qcow2 version" in failed["msg"]
     assert vm(state="stopped")["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"machine": "nonsense"}, "unsupported machine type"),
+        ({"cpu_model": "nonsense"}, "unable to find CPU model"),
+        ({"machine": "isapc", "cpus": 9}, "Invalid SMP CPUs 9"),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_machine_that_qemu_does_not_make_fails_in_check_mode_too(vm, image, params, message: str, check: bool) -> None:
+    failed = vm(state="started", image=image(HANG), _ok=False, _check=check, **params)
+    assert message in failed["msg"]
+
+
+def test_clock_that_could_not_be_set_is_not_forgotten(vm, image) -> None:
+    """The guest has no SSH server, so setting fails; the next run must not report a machine that is as wanted."""
+    user = {"ssh_user": "root", "timeout": 1}
+    vm(state="started", image=image(BUTTON))
+    vm(state="snapshot", snapshot="warm")
+    failed = vm(state="started", snapshot="warm", _ok=False, **user)
+    assert failed["phase"] == "wait_for_ssh"
+    assert vm(state="started", snapshot="warm")["changed"] is False, "nobody asked for the clock"
+    predicted = vm(state="started", snapshot="warm", _check=True, **user)
+    assert predicted["changed"] is True
+    assert "its clock was never set" in predicted["reason"]
+    again = vm(state="started", snapshot="warm", _ok=False, **user)
+    assert (again["phase"], again["clock_set"]) == ("wait_for_ssh", False)
+    vm(state="stopped", stop_timeout=0)
+    booted = vm(state="started", _check=True, ssh_user="root")
+    assert booted["reason"] == "it was stopped", "a boot sets the clock"
 
 
 def test_many_starts_and_stops_leave_nothing(image, tmp_path: Path) -> None:

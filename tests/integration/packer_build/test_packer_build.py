@@ -97,6 +97,26 @@ def test_builds_once_and_says_why_it_builds_again(build: Build, file_template: P
     rebuilt("cannot be read")
     stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "schema": 99}))
     rebuilt("is of another version")
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "created": 1 << 40}))
+    assert not build(**params)["changed"], "the clock says nothing about what was built"
+
+
+def test_variable_of_the_environment_causes_a_build_when_it_changes(
+    build: Build, file_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the module's environment, where the keyword of the task puts it, and in the option of that name."""
+    out = file_template.parent / "out/a.txt"
+    for text in ("one", "two"):
+        monkeypatch.setenv("PKR_VAR_text", text)
+        if text == "two":
+            assert "variables changed: PKR_VAR_text" in build(template=str(file_template), **CHECK)["reason"]
+        assert build(template=str(file_template))["changed"]
+        assert out.read_text() == text
+        assert not build(template=str(file_template))["changed"]
+    made = build(template=str(file_template), environment={"PKR_VAR_text": "three"})
+    assert "variables changed: PKR_VAR_text" in made["reason"]
+    assert out.read_text() == "three"
+    assert "three" not in Path(made["state_path"]).read_text()
 
 
 BAD_INPUT = [
@@ -111,9 +131,17 @@ BAD_INPUT = [
     pytest.param({"var_files": ["."]}, "is not a file", id="var-file-a-directory"),
     pytest.param({"template": "old.json", "var_files": ["x.hcl"]}, "takes only JSON", id="var-file-language"),
     pytest.param({"template": "old.json", "only_builds": ["b"]}, "there are: file", id="json-only-matches-nothing"),
-    pytest.param({"except_builds": ["*"]}, "no build was run", id="except-matches-everything"),
+    pytest.param({"except_builds": ["*"]}, "no build is left; there are: img.file.a", id="except-matches-everything"),
+    pytest.param({"template": "old.json", "only_builds": ["f*"]}, "there are: file", id="json-knows-no-globs"),
+    pytest.param({"template": "old.json", "except_builds": ["file"]}, "no build is left", id="json-except-everything"),
     pytest.param({"cache_dir": "notes.txt/cache"}, "notes.txt is not a directory", id="cache-dir"),
     pytest.param({"log_path": "nope/log"}, "nope does not exist", id="log-directory"),
+    pytest.param({"log_path": "out"}, "out is not a file", id="log-is-a-directory"),
+    pytest.param({"log_path": "/dev/null"}, "/dev/null is not a file", id="log-is-a-device"),
+    pytest.param({"progress_path": "nope/p"}, "nope does not exist", id="progress-directory"),
+    pytest.param({"progress_path": "out"}, "out is not a file", id="progress-is-a-directory"),
+    pytest.param({"state_path": "notes.txt/s"}, "notes.txt is not a directory", id="state-directory"),
+    pytest.param({"state_path": "out"}, "out is not a file", id="state-is-a-directory"),
     pytest.param({"parallel_builds": -1}, "must not be negative", id="parallel-negative"),
     pytest.param({"cancel_grace": -1}, "must not be negative", id="grace-negative"),
     pytest.param({"use_sequential_evaluation": True}, "needs Packer 1.12 or later, found 1.6.6", id="option-1.12"),
@@ -126,13 +154,15 @@ BAD_INPUT = [
     pytest.param({"inputs": ["nope/*"]}, "nothing matches", id="inputs-nothing"),
     pytest.param({"template": "plugins.pkr.hcl"}, "needs Packer 1.7", id="required-plugins"),
     pytest.param({"template": "old.json", "variables": {"a": [1]}}, "only know strings", id="json-list"),
+    pytest.param({"template": "old.json", "variables": {"a": {"b": 1}}}, "only know strings", id="json-dictionary"),
     pytest.param({"template": "old.json", "variables": {"b": "x"}}, "it declares: a", id="json-undeclared"),
 ]
 
 
+@pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
 @pytest.mark.parametrize(("params", "message"), BAD_INPUT)
 def test_bad_input_is_refused_before_anything_is_built(
-    build: Build, file_template: Path, params: dict[str, Any], message: str
+    build: Build, file_template: Path, params: dict[str, Any], message: str, check: bool
 ) -> None:
     work = file_template.parent
     (work / "notes.txt").write_text("")
@@ -140,8 +170,8 @@ def test_bad_input_is_refused_before_anything_is_built(
     (work / "plugins.pkr.hcl").write_text("packer {\n  required_plugins {\n  }\n}\n" + FILE_TEMPLATE)
     old = {"variables": {"a": ""}, "builders": [{"type": "file", "content": "x", "target": "out/a.txt"}]}
     (work / "old.json").write_text(json.dumps(old))
-    result = build(**{"template": file_template.name, "chdir": str(work), **params})
-    assert result["failed"]
+    result = build(**{"template": file_template.name, "chdir": str(work), "_ansible_check_mode": check, **params})
+    assert result["failed"], result
     assert message in result["msg"]
     assert "TOPSECRET" not in json.dumps({**result, "invocation": ""})
     assert not list((work / "out").iterdir())
@@ -202,9 +232,12 @@ def test_two_runs_on_one_state_file(
     }
     first = Module(collections_path, tmp_path, **params)
     first.wait_for_phase("provision")
-    second = Module(collections_path, tmp_path, **params).result()
-    assert f"another run (process {first.process.pid})" in second["msg"]
+    for check in (True, False):
+        second = Module(collections_path, tmp_path, _ansible_check_mode=check, **params).result()
+        assert f"another run (process {first.process.pid})" in second["msg"]
     assert not first.result().get("failed")
+    params["progress_path"] = ""
+    assert not Module(collections_path, tmp_path, _ansible_check_mode=True, **params).result()["changed"]
 
 
 def test_legacy_json_template(build: Build, work: Path, tmp_path: Path) -> None:

@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import os
 import pty
 import re
-import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.goldsmith.images.tests.support import documented
+from ansible_collections.goldsmith.images.tests.support import documented, ssh_server
 from ansible_collections.goldsmith.images.tests.support.packer_build import (
     SHELL_TEMPLATE,
     Module,
@@ -36,7 +32,6 @@ from ansible_collections.goldsmith.images.tests.support.packer_build import (
 )
 
 pytestmark = needs_packer
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 TWO_BUILDS = """
 source "null" "one" { communicator = "none" }
 source "null" "two" { communicator = "none" }
@@ -159,37 +154,9 @@ def test_log_can_be_followed(collections_path: str, tmp_path: Path, work: Path) 
 @pytest.fixture
 def ssh_inventory(tmp_path: Path) -> Iterator[Path]:
     """An inventory with the host "builder": this machine, through an SSH server of the test's own."""
-    if SSHD is None:
-        pytest.skip("openssh-server is not installed (set-up leaves that alone: it would open a port)")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    for name in ("host_key", "key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
-    (tmp_path / "sshd_config").write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {tmp_path}/host_key\nAuthorizedKeysFile {tmp_path}/key.pub\n"
-        "StrictModes no\nPidFile none\nUsePAM no\nPermitRootLogin yes\n"
-    )
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    ssh = ["-F", "/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    builder = {
-        "ansible_host": "127.0.0.1",
-        "ansible_port": port,
-        "ansible_user": getpass.getuser(),
-        "ansible_ssh_private_key_file": str(tmp_path / "key"),
-        "ansible_ssh_common_args": " ".join(ssh),
-        "ansible_ssh_args": "-o ControlMaster=no",
-        "ansible_python_interpreter": sys.executable,
-    }
-    (tmp_path / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": {"builder": builder}}}))
-    with (tmp_path / "sshd.log").open("w") as log:
-        server = subprocess.Popen([SSHD, "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=log)
-    try:
-        wait_until(lambda: "listening" in (tmp_path / "sshd.log").read_text(), 10, (tmp_path / "sshd.log").read_text())
+    with ssh_server.running(tmp_path) as builder:
+        (tmp_path / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": {"builder": builder}}}))
         yield tmp_path / "inventory.yml"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def ssh_play(ansible_env: dict[str, str], inventory: Path, **params: Any) -> subprocess.Popen[str]:

@@ -173,12 +173,15 @@ def refusal(call: Callable[[], object]) -> str:
 def test_what_cannot_be_read_or_written_is_named(closed: Path) -> None:
     def call(**more: object) -> Callable[[], object]:
         defaults = {name: option.get("default") for name, option in packer_build.argument_spec().items()}
-        return lambda: prepare({**defaults, "template": str(closed / "t.pkr.hcl"), **more})
+        places = {"template": str(closed / "t.pkr.hcl"), "state_path": "/tmp/none/state.json"}
+        return lambda: prepare({**defaults, **places, **more})
 
     assert not refusal(call())
     assert refusal(call(var_files=["vars.json"])) == f"var_files: {closed}/vars.json is not readable"
     assert refusal(call(template=str(closed / "vars.json"))) == f"template: {closed}/vars.json is not readable"
     assert refusal(call(cache_dir="cache/x")) == f"cache_dir: {closed}/cache/x is not writable"
+    for name in ("state_path", "log_path", "progress_path"):
+        assert refusal(call(**{name: "x"})) == f"{name}: {closed} is not writable"
 
 
 NEWER = [
