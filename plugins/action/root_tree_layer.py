@@ -44,7 +44,7 @@ class ActionModule(ActionBase):
         cache = Cache(Path(params["cache_dir"]), params["cache_max_size"], remove=remove)
         try:
             before = json.loads(state.read_text(encoding="utf-8"))
-            cache.check()
+            cache.open()
             tree = Path(params["path"])
             runner = Runner(Path(params["log_path"]))
             after = _tree_layers.save(runner, cache, params["key"], params["title"], tree, before, TIMEOUT)
