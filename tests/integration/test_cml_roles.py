@@ -1,0 +1,233 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roles of the CML image in a Debian that is not booted: packages, files, installer."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.goldsmith.images.tests.support import root_tree
+
+ROLE = "goldsmith.images.cml_host"
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSTALLER = "/usr/local/libexec/goldsmith-images/cml-install"
+pytestmark = pytest.mark.skipif(
+    bool(root_tree.missing()) or shutil.which("dpkg-deb") is None, reason=root_tree.missing() or "dpkg-deb is missing"
+)
+
+
+def make_package(folder: Path, name: str = "cml2", version: str = "2.9.1-7", script: str = "") -> Path:
+    """A .pkg as CML's are: a tar archive with .debs. The stand-in has no programs in it."""
+    source = folder / f"{name}-source"
+    (source / "DEBIAN").mkdir(parents=True)
+    (source / "DEBIAN/control").write_text(
+        f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: test <test@example.com>\nDescription: test\n"
+    )
+    if script:
+        (source / "DEBIAN/postinst").write_text(f"#!/bin/sh\n{script}\n")
+        (source / "DEBIAN/postinst").chmod(0o755)
+    inner = folder / f"{name}_{version}_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", source, inner], check=True, capture_output=True)
+    package = folder / f"{name}_{version}.pkg"
+    subprocess.run(["tar", "-C", folder, "-cf", package, inner.name], check=True)
+    inner.unlink()
+    shutil.rmtree(source)
+    return package
+
+
+def checksum(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> root_tree.RootTree:
+    """A tree with the packages: installing them takes longest, and every test needs them."""
+    return root_tree.pristine(tmp_path_factory).copy(tmp_path_factory.mktemp("cml") / "tree")
+
+
+@pytest.fixture(scope="module")
+def tree(
+    prepared: root_tree.RootTree, ansible_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> root_tree.RootTree:
+    """The role was applied, with a package from the controller's disk."""
+    package = make_package(tmp_path_factory.mktemp("package"))
+    variables: dict[str, Any] = {"cml_host_package": str(package), "cml_host_package_checksum": checksum(package)}
+    look = prepared.play([ROLE], ansible_env, "--check", **variables)
+    assert look.code == 0, look.output
+    assert not (prepared.path / "provision").exists()
+    first = prepared.play([ROLE], ansible_env, **variables)
+    assert first.code == 0, first.output
+    second = prepared.play([ROLE], ansible_env, **variables)
+    assert second.code == 0 and second.recap["changed"] == 0, second.output
+    return prepared
+
+
+def test_host_is_prepared(tree: root_tree.RootTree) -> None:
+    units = ["libvirtd", "NetworkManager", "cml-network-unpin", "cml-install", "serial-getty@ttyS0"]
+    assert tree.run("systemctl", "is-enabled", *units, check=False).split() == ["enabled"] * len(units)
+    assert (tree.path / "provision").stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o777 for path in (tree.path / "provision").iterdir()] == [0o600, 0o600]
+    # NetworkManager reads what the role wrote, and takes the values.
+    configuration = tree.run("NetworkManager", "--print-config")
+    assert re.search(r"\[connection-cml-bridge\]\nmatch-device=type:bridge\nethernet.mtu=1500", configuration)
+    assert "unmanaged-devices=*,except:interface-name:bridge*" in configuration
+    assert "nested=1" in tree.run("modprobe", "--showconfig")
+
+
+def test_installer_installs_once(tree: root_tree.RootTree, tmp_path: Path) -> None:
+    copy = tree.copy(tmp_path / "tree")
+    copy.run(INSTALLER)
+    assert copy.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}", "cml2").strip() == "ii"
+    marker = copy.path / "var/lib/goldsmith-images/cml-installed"
+    assert marker.read_text() == "cml2\t2.9.1-7\n"
+    # A second start does nothing, even when the package is gone.
+    shutil.rmtree(copy.path / "provision")
+    copy.run(INSTALLER)
+    assert not (copy.path / "etc/issue.d/cml-install.issue").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("changed", "does not match"),
+        ("not listed", "has no line for"),
+        ("missing", "there is no .pkg or .deb"),
+        ("two", "more than one package"),
+        ("script", "FAILED (exit status 100)"),
+        ("other name", "the package cml2 is not installed"),
+        ("empty", "holds no .deb"),
+    ],
+)
+def test_failed_installation_is_loud(tree: root_tree.RootTree, tmp_path: Path, damage: str, message: str) -> None:
+    copy = tree.copy(tmp_path / "tree")
+    provision = copy.path / "provision"
+    [package] = provision.glob("*.pkg")
+    sums = provision / "SHA256SUMS"
+    if damage == "changed":
+        package.write_bytes(package.read_bytes() + b"\0" * 512)
+    elif damage == "not listed":
+        sums.write_text(f"{hashlib.sha256(sums.read_bytes()).hexdigest()}  /dev/null\n".replace("/dev/null", "other"))
+        (provision / "other").write_bytes(b"")
+        sums.write_text(f"{hashlib.sha256(b'').hexdigest()}  other\n")
+    elif damage == "missing":
+        package.unlink()
+    elif damage == "two":
+        (provision / "zz.deb").write_bytes(b"")
+    else:
+        package.unlink()
+        if damage == "script":
+            new = make_package(tmp_path, script="exit 3")
+        elif damage == "other name":
+            new = make_package(tmp_path, name="other-name")
+        else:
+            new = tmp_path / "empty.pkg"
+            subprocess.run(["tar", "-cf", new, "-T", "/dev/null"], check=True)
+        shutil.copy(new, provision)
+        sums.write_text(f"{checksum(new).removeprefix('sha256:')}  {new.name}\n")
+    output = copy.run("sh", "-c", f"{INSTALLER} 2>&1; echo exit $?")
+    assert message in output
+    assert "NOT installed" in output
+    assert not output.rstrip().endswith("exit 0")
+    assert "NOT installed" in (copy.path / "etc/issue.d/cml-install.issue").read_text()
+    assert not (copy.path / "var/lib/goldsmith-images/cml-installed").exists()
+    assert list((copy.path / "tmp").glob("tmp.*")) == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A package on a web server."""
+    package = make_package(tmp_path)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path), **kwargs)
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{found.server_port}/{package.name}", package
+    found.shutdown()
+    found.server_close()
+
+
+def test_package_from_a_web_server(
+    tree: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path, server: tuple[str, Path]
+) -> None:
+    url, package = server
+    copy = tree.copy(tmp_path / "tree")
+    for path in (copy.path / "provision").iterdir():
+        path.unlink()
+    wrong = copy.play([ROLE], ansible_env, cml_host_package=url, cml_host_package_checksum="sha256:" + "0" * 64)
+    assert wrong.code != 0 and "checksum" in wrong.output
+    assert list((copy.path / "provision").iterdir()) == []
+    right = copy.play(
+        [ROLE],
+        ansible_env,
+        cml_host_package=f"{url}?signature=very-secret",
+        cml_host_package_checksum=checksum(package),
+    )
+    assert right.code == 0, right.output
+    assert (copy.path / "provision" / package.name).read_bytes() == package.read_bytes()
+    assert "very-secret" not in right.output
+    copy.run(INSTALLER)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"cml_host_package": "https://example.com/cml.pkg"}, "needs cml_host_package_checksum"),
+        (
+            {"cml_host_package": "https://example.com/cml.iso", "cml_host_package_checksum": "sha256:" + "0" * 64},
+            "not the address of a .pkg or .deb",
+        ),
+        ({"cml_host_package": "/no/such.pkg", "cml_host_package_checksum": "sha256:" + "0" * 64}, "does not exist"),
+        ({"cml_host_ssm_agent": True}, "give cml_host_ssm_agent_url"),
+    ],
+)
+def test_what_makes_no_sense(
+    tree: root_tree.RootTree, ansible_env: dict[str, str], variables: dict[str, Any], message: str
+) -> None:
+    played = tree.play([ROLE], ansible_env, "--check", **variables)
+    assert played.code != 0
+    assert message in " ".join(played.output.split())
+
+
+def test_mock_comes_and_goes(tree: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path) -> None:
+    copy = tree.copy(tmp_path / "tree")
+    role = "goldsmith.images.cml_mock_gui"
+    before = set(copy.run("dpkg-query", "--show", "--showformat=${Package}\n").split())
+    assert copy.play([role], ansible_env, "--check").code == 0
+    first = copy.play([role], ansible_env)
+    assert first.code == 0, first.output
+    assert copy.play([role], ansible_env).recap["changed"] == 0
+    states = copy.run("systemctl", "is-enabled", "cml-mock-gui", "nginx", check=False).split()
+    assert states == ["enabled", "masked"]
+    configuration = "/usr/local/share/goldsmith-images/cml-mock-gui/nginx.conf"
+    certificate = "mkdir -p /run/cml-mock-gui; " + re.sub(
+        r"\\\n|%H|ExecStartPre=",
+        lambda match: "host" if match[0] == "%H" else "",
+        re.search(r"ExecStartPre=(?:.*\\\n)*.*\n", (copy.path / "etc/systemd/system/cml-mock-gui.service").read_text())[
+            0
+        ],  # type: ignore[index]
+    )
+    copy.run("sh", "-ec", f"{certificate}\nnginx -t -c {configuration}; rm -r /run/cml-mock-gui")
+    gone = copy.play([role], ansible_env, cml_mock_gui_state="absent")
+    assert gone.code == 0, gone.output
+    assert copy.play([role], ansible_env, cml_mock_gui_state="absent").recap["changed"] == 0
+    assert set(copy.run("dpkg-query", "--show", "--showformat=${Package}\n").split()) == before
+    assert (
+        copy.run("sh", "-c", "find / -xdev -path /proc -prune -o -name '*mock-gui*' -print -o -name 'nginx*' -print")
+        == ""
+    )

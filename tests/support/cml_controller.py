@@ -1,0 +1,327 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A stand-in for the controller of Cisco Modeling Labs, which nobody may redistribute, behind a real nginx with TLS.
+
+What it answers follows the API as its public clients use it: https://developer.cisco.com/docs/modeling-labs/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import http.server
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+API = "/api/v0"
+USER, PASSWORD, TOKEN = "admin", "correct-horse-battery", "ey.token.of-the-stub"
+INFORMATION = {"version": "2.9.1+build.7", "ready": True, "allow_ssh_pubkey_auth": False, "oui": "52:54:00:00:00:00"}
+COMPUTE = {
+    "kvm_vmx_enabled": True,
+    "enough_cpus": True,
+    "lld_connected": True,
+    "lld_synced": True,
+    "libvirt": True,
+    "fabric": True,
+    "device_mux": True,
+    "refplat_images_available": True,
+    "docker_shim": True,
+    "valid": True,
+    "admission_state": "READY",
+    "is_controller": True,
+    "hostname": "cml-controller",
+}
+HEALTH = {
+    "valid": True,
+    "is_licensed": True,
+    "is_enterprise": False,
+    "computes": {"2d2a0b1c": COMPUTE},
+    "controller": {"core_connected": True, "nodes_loaded": True, "images_loaded": True, "valid": True},
+}
+PAGE = """<!doctype html>
+<html lang="en">
+  <head><meta charset="utf-8"><title>Modeling Labs &amp; stand-in</title><link rel="icon" href="data:,"></head>
+  <body>
+    <form action="/login" method="post">
+      <input name="username" autocomplete="username">
+      <input name="password" type="password" autocomplete="current-password">
+      <button>Log in</button>
+    </form>
+  </body>
+</html>
+"""
+
+
+@dataclasses.dataclass
+class Reply:
+    data: Any = None  # a string goes out as it is, anything else as JSON
+    status: int = 200
+    content_type: str = "application/json"
+    location: str | None = None
+    #: "whole", or "slow" (a byte every 0.2 s), "endless" (as fast as they are taken), "cut" (half of it).
+    manner: str = "whole"
+
+    def body(self) -> bytes:
+        return self.data.encode() if isinstance(self.data, str) else json.dumps(self.data).encode()
+
+
+def information(**changes: Any) -> Reply:
+    return Reply({**INFORMATION, **changes})
+
+
+def health(compute: dict[str, Any] | None = None, **changes: Any) -> Reply:
+    computes = {"2d2a0b1c": {**COMPUTE, **(compute or {})}}
+    return Reply({**HEALTH, "computes": computes, **changes})
+
+
+class Controller:
+    """Replies by path. A list is given out one by one, its last one for ever."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.replies: dict[str, Reply | list[Reply]] = {}
+        self._server: http.server.ThreadingHTTPServer | None = None
+
+    def start(self) -> None:
+        controller = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                controller.answer(self, b"")
+
+            def do_POST(self) -> None:
+                controller.answer(self, self.rfile.read(int(self.headers["Content-Length"])))
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def reset(self) -> None:
+        self.requests.clear()
+        self.replies = {"system_information": information(), "system_health": health()}
+        if self._server is None:
+            self.start()
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
+        name = handler.path.removeprefix(f"{API}/")
+        self.requests.append((handler.command, handler.path, handler.headers.get("Authorization")))
+        found = self.replies.get(name)
+        if isinstance(found, list):
+            found = found.pop(0) if len(found) > 1 else found[0]
+        send(handler, found or self._usual(name, handler, body))
+
+    def _usual(self, name: str, handler: http.server.BaseHTTPRequestHandler, body: bytes) -> Reply:
+        if name == "authenticate":
+            right = json.loads(body) == {"username": USER, "password": PASSWORD}
+            return (
+                Reply(json.dumps(TOKEN))
+                if right
+                else Reply({"description": "Authentication failed!", "code": 403}, 403)
+            )
+        if name == "authok":
+            right = handler.headers.get("Authorization") == f"Bearer {TOKEN}"
+            return Reply(json.dumps("OK")) if right else Reply({"description": "no token", "code": 401}, 401)
+        return Reply({"description": "Not Found", "code": 404}, 404)
+
+
+def send(handler: http.server.BaseHTTPRequestHandler, reply: Reply) -> None:
+    body = reply.body()
+    handler.send_response(reply.status)
+    handler.send_header("Content-Type", reply.content_type)
+    if reply.location:
+        handler.send_header("Location", reply.location)
+    if reply.manner != "endless":
+        handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        if reply.manner == "whole":
+            handler.wfile.write(body)
+        elif reply.manner == "cut":
+            handler.wfile.write(body[: len(body) // 2])
+        elif reply.manner == "slow":
+            for byte in body:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.2)
+        else:
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                handler.wfile.write(b" " * 65536)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Issued:
+    """Paths of a certificate and its key."""
+
+    certificate: Path
+    key: Path
+    fingerprint: str
+
+
+class Authority:
+    def __init__(self, folder: Path, name: str = "Test Authority") -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.path = folder / f"{name.replace(' ', '-')}.pem"
+        builder = self._builder(self._name, self._name, self._key, days=(-1, 30))
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        self.path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+    @staticmethod
+    def _builder(
+        subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: tuple[int, int]
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + datetime.timedelta(days=days[0]))
+            .not_valid_after(now + datetime.timedelta(days=days[1]))
+        )
+
+    def issue(
+        self, name: str, hosts: tuple[str, ...], days: tuple[int, int] = (-1, 30), self_signed: bool = False
+    ) -> Issued:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names: list[x509.GeneralName] = []
+        for host in hosts:
+            try:
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            except ValueError:
+                names.append(x509.DNSName(host))
+        builder = self._builder(subject, subject if self_signed else self._name, key, days)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(key if self_signed else self._key, hashes.SHA256())
+        paths = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+        return Issued(*paths, certificate.fingerprint(hashes.SHA256()).hex())
+
+
+# --- nginx ----------------------------------------------------------------------------------------------------------
+
+SERVER = """
+  server {{
+    listen 127.0.0.1:{port}{tls};
+    {certificate}
+    root {folder}/html;
+    location / {{ try_files $uri /index.html; }}
+    location /api/ {{ proxy_pass http://127.0.0.1:{backend}; proxy_buffering off; proxy_read_timeout 60s; }}
+    {more}
+  }}
+"""
+
+
+@dataclasses.dataclass
+class Site:
+    """nginx with one server for each certificate, and the controller behind all of them."""
+
+    controller: Controller
+    authority: Authority
+    certificates: dict[str, Issued]
+    ports: dict[str, int]
+
+    def url(self, name: str = "good", host: str = "localhost") -> str:
+        return f"{'http' if name.startswith('plain') else 'https'}://{host}:{self.ports[name]}"
+
+    @property
+    def ca_path(self) -> str:
+        return str(self.authority.path)
+
+
+@contextlib.contextmanager
+def serve(folder: Path, nginx: str, ports: dict[str, int] | None = None) -> Iterator[Site]:
+    """`ports` gives servers a port that is wanted; the others take free ones."""
+    authority = Authority(folder)
+    here = ("localhost", "127.0.0.1")
+    certificates = {
+        "good": authority.issue("good", here),
+        "expired": authority.issue("expired", here, days=(-30, -2)),
+        "future": authority.issue("future", here, days=(2, 30)),
+        "other_name": authority.issue("other-name", ("cml.example.com",)),
+        "self_signed": authority.issue("self-signed", here, self_signed=True),
+        "all_wrong": authority.issue("all-wrong", ("cml.example.com",), days=(-30, -2), self_signed=True),
+    }
+    controller = Controller()
+    chosen = {name: free_port() for name in [*certificates, "plain", "plain_redirect"]}
+    site = Site(controller, authority, certificates, {**chosen, **(ports or {})})
+    (folder / "html").mkdir()
+    (folder / "html" / "index.html").write_text(PAGE, encoding="utf-8")
+    servers = ""
+    for name, port in site.ports.items():
+        found = certificates.get(name)
+        servers += SERVER.format(
+            port=port,
+            tls=" ssl" if found else "",
+            certificate=f"ssl_certificate {found.certificate}; ssl_certificate_key {found.key};" if found else "",
+            folder=folder,
+            backend=controller.port,
+            more=f"return 301 https://localhost:{site.ports['good']}$request_uri;" if name == "plain_redirect" else "",
+        )
+    temporary = "".join(
+        f"  {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = folder / "nginx.conf"
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    config.write_text(
+        f"daemon off;\n{user}pid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nevents {{}}\nhttp {{\n"
+        f"  access_log off;\n  types {{ text/html html; }}\n{temporary}{servers}}}\n",
+        encoding="utf-8",
+    )
+    controller.reset()
+    process = subprocess.Popen([nginx, "-p", str(folder), "-c", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        _await_port(process, site.ports["good"], folder / "error.log")
+        yield site
+    finally:
+        process.terminate()
+        process.wait(10)
+        controller.stop()
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"nginx does not run:\n{log.read_text() if log.exists() else ''}")
