@@ -28,7 +28,7 @@ options:
     type: str
   role_arn:
     description:
-      - A role to assume with these credentials. The assumed credentials renew themselves for as long as the module runs.
+      - A role to assume with these credentials. Its credentials renew themselves for as long as the module runs.
     type: str
   external_id:
     description: The external id that O(role_arn) asks for.
