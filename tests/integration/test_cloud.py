@@ -1,0 +1,205 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulated cloud answers as botocore's model of EC2 says, and as AWS's documentation says where moto does not."""
+
+from __future__ import annotations
+
+import datetime
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.exceptions
+import botocore.session
+import pytest
+from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Cloud
+
+OTHER = "210987654321"
+EC2 = botocore.session.Session().get_service_model("ec2")
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with Cloud.running() as cloud:
+        yield cloud
+
+
+def client(cloud: Cloud, service: str = "ec2", region: str = "eu-west-1", account: str = HOME) -> Any:
+    session = boto3.Session(KEYS["access_key"], KEYS["secret_key"], region_name=region)
+    if account != HOME:
+        role = {"RoleArn": f"arn:aws:iam::{account}:role/copier", "RoleSessionName": "test"}
+        keys = session.client("sts", endpoint_url=cloud.url).assume_role(**role)["Credentials"]
+        session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], region_name=region)
+    config = botocore.config.Config(retries={"total_max_attempts": 1})
+    return session.client(service, endpoint_url=cloud.url, config=config)
+
+
+def refused(function: Any, **parameters: Any) -> str:
+    with pytest.raises(botocore.exceptions.ClientError) as raised:
+        function(**parameters)
+    return raised.value.response["Error"]["Code"]
+
+
+def unmodelled(element: ElementTree.Element, shape: Any, place: str) -> list[str]:
+    """Which elements of an answer botocore's model does not have, and which values it could not read."""
+    if shape.type_name == "list":
+        name = shape.member.serialization.get("name", "item")
+        wrong = [
+            f"{place}: <{child.tag}> in a list of <{name}>" for child in element if child.tag.split("}")[1] != name
+        ]
+        return wrong + [problem for child in element for problem in unmodelled(child, shape.member, place + "[]")]
+    if shape.type_name == "structure":
+        members = {member.serialization.get("name", name): member for name, member in shape.members.items()}
+        problems = []
+        for child in element:
+            tag = child.tag.split("}")[1]
+            if tag not in members:
+                problems += (
+                    [f"{place}: <{tag}> is not in {shape.name}"] if tag not in ("requestId", "RequestId") else []
+                )
+            else:
+                problems += unmodelled(child, members[tag], f"{place}.{tag}")
+        return problems
+    text = element.text or ""
+    enum = getattr(shape, "enum", [])
+    readable = {
+        "boolean": text in ("true", "false"),
+        "integer": text.lstrip("-").isdigit(),
+        "long": text.lstrip("-").isdigit(),
+        "string": not enum or text in enum,
+    }
+    return [] if readable.get(shape.type_name, True) else [f"{place}: {text!r} is no {shape.type_name} of {shape.name}"]
+
+
+def exercise(cloud: Cloud) -> None:
+    """Call everything that the double answers by itself."""
+    home, far = client(cloud), client(cloud, region="us-east-1")
+    key = cloud.key("us-east-1")
+    source = cloud.image(sizes=(8, 20))
+    tags = [{"ResourceType": kind, "Tags": [{"Key": "a", "Value": "b"}]} for kind in ("image", "snapshot")]
+    cloud.failures[HOME, "us-east-1"] = ["Copy image failed with an internal error"]
+    copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy", "TagSpecifications": tags}
+    for _ in range(2):
+        far.copy_image(**copy, Encrypted=True, KmsKeyId=key)
+    for _ in range(3):
+        images = far.describe_images(Owners=["self"], IncludeDisabled=True)["Images"]
+    assert sorted(image["State"] for image in images) == ["available", "failed"]
+    [good] = [image["ImageId"] for image in images if image["State"] == "available"]
+    [snapshot, _other] = far.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    far.describe_snapshot_attribute(SnapshotId=snapshot["SnapshotId"], Attribute="createVolumePermission")
+    add = {"Attribute": "createVolumePermission", "OperationType": "add", "UserIds": [OTHER]}
+    far.modify_snapshot_attribute(SnapshotId=snapshot["SnapshotId"], **add)
+    far.modify_image_attribute(ImageId=good, LaunchPermission={"Add": [{"UserId": OTHER}]})
+    far.describe_image_attribute(ImageId=good, Attribute="launchPermission")
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
+    far.enable_image_deprecation(ImageId=good, DeprecateAt=soon)
+    far.get_ebs_default_kms_key_id()
+    far.describe_regions(AllRegions=True)
+    device = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": snapshot["SnapshotId"]}}
+    far.register_image(
+        Name="registered",
+        Architecture="arm64",
+        BootMode="uefi",
+        EnaSupport=True,
+        ImdsSupport="v2.0",
+        RootDeviceName="/dev/xvda",
+        VirtualizationType="hvm",
+        BlockDeviceMappings=[device],
+        TagSpecifications=tags[:1],
+    )
+    far.describe_images()
+    home.disable_image(ImageId=source)
+    far.deregister_image(ImageId=good, DeleteAssociatedSnapshots=True)
+    refused(far.describe_images, ImageIds=["ami-00000000"])
+    refused(home.copy_image, SourceImageId="ami-00000000", SourceRegion="us-east-1", Name="nothing")
+
+
+def test_every_answer_is_modelled(cloud: Cloud) -> None:
+    exercise(cloud)
+    problems, operations = [], set()
+    for call in cloud.calls:
+        if call.service == "ec2" and call.status == 200:
+            root = ElementTree.fromstring(call.body)
+            operations.add(call.action)
+            shape = EC2.operation_model(call.action).output_shape
+            if shape is not None:
+                problems += unmodelled(root, shape, call.action)
+    assert not problems
+    assert operations >= {
+        "CopyImage",
+        "DeregisterImage",
+        "DescribeImages",
+        "DisableImage",
+        "EnableImageDeprecation",
+        "GetEbsDefaultKmsKeyId",
+        "ModifySnapshotAttribute",
+        "RegisterImage",
+    }
+
+
+def test_the_check_finds_what_is_not_modelled() -> None:
+    shape = EC2.operation_model("DescribeImages").output_shape
+    answer = '<R xmlns="x"><imagesSet><item><imageState>ready</imageState><keyId>k</keyId></item></imagesSet></R>'
+    found = unmodelled(ElementTree.fromstring(answer), shape, "")
+    assert found == [
+        ".imagesSet[].imageState: 'ready' is no string of ImageState",
+        ".imagesSet[]: <keyId> is not in Image",
+    ]
+
+
+def test_copies_take_their_time_and_keep_what_was_asked(cloud: Cloud) -> None:
+    cloud.polls, cloud.invisible = 2, 1
+    source, key = cloud.image(sizes=(8, 20)), cloud.key("us-east-1", alias="alias/images")
+    far = client(cloud, region="us-east-1")
+    copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy"}
+    encrypted = {**copy, "Encrypted": True, "KmsKeyId": "alias/images"}
+    [first, again] = [far.copy_image(**encrypted, ClientToken="t")["ImageId"] for _ in range(2)]
+    assert first == again
+    assert refused(far.copy_image, **copy, ClientToken="t") == "IdempotentParameterMismatch"
+    assert refused(far.copy_image, **copy, KmsKeyId=key) == "InvalidParameterDependency"
+    assert refused(far.describe_images, ImageIds=[first]) == "InvalidAMIID.NotFound"
+    states = [far.describe_images(ImageIds=[first])["Images"][0] for _ in range(3)]
+    assert [image["State"] for image in states] == ["pending", "pending", "available"]
+    assert [len(image["BlockDeviceMappings"]) for image in states] == [0, 0, 2]
+    assert states[2]["SourceImageId"] == source
+    ids = [device["Ebs"]["SnapshotId"] for device in states[2]["BlockDeviceMappings"]]
+    snapshots = far.describe_snapshots(SnapshotIds=ids)["Snapshots"]
+    assert {snapshot["KmsKeyId"] for snapshot in snapshots} == {key}
+    assert sorted(snapshot["VolumeSize"] for snapshot in snapshots) == [8, 20]
+
+
+def test_another_account_copies_what_is_shared_with_its_snapshots(cloud: Cloud) -> None:
+    source, home, other = cloud.image(), client(cloud), client(cloud, account=OTHER)
+    copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy"}
+    assert refused(other.copy_image, **copy) == "InvalidAMIID.NotFound"
+    home.modify_image_attribute(ImageId=source, LaunchPermission={"Add": [{"UserId": OTHER}]})
+    assert refused(other.copy_image, **copy) == "InvalidRequest"
+    [snapshot] = cloud.snapshots(HOME, "eu-west-1")
+    add = {"Attribute": "createVolumePermission", "OperationType": "add", "UserIds": [OTHER]}
+    home.modify_snapshot_attribute(SnapshotId=snapshot.id, **add)
+    assert other.copy_image(**copy)["ImageId"].startswith("ami-")
+    managed = client(cloud).get_ebs_default_kms_key_id()["KmsKeyId"]
+    cloud.image(name="encrypted", key=managed)
+    [snapshot] = [snapshot for snapshot in cloud.snapshots(HOME, "eu-west-1") if snapshot.encrypted]
+    assert refused(home.modify_snapshot_attribute, SnapshotId=snapshot.id, **add) == "OperationNotPermitted"
+
+
+def test_limits_throttling_and_keys(cloud: Cloud) -> None:
+    cloud.limit = 1
+    source, far = cloud.image(), client(cloud, region="us-east-1")
+    copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy", "Encrypted": True}
+    image = far.copy_image(**copy, KmsKeyId=cloud.key("eu-west-1"))["ImageId"]
+    assert refused(far.copy_image, **copy) == "ResourceLimitExceeded"
+    for _ in range(2):
+        [described] = far.describe_images(ImageIds=[image])["Images"]
+    assert described["State"] == "failed"
+    assert "not accessible" in described["StateReason"]["Message"]
+    assert cloud.orphans(HOME, "us-east-1") == []
+    cloud.throttle["CopyImage"] = 1
+    assert refused(far.copy_image, **copy) == "RequestLimitExceeded"
+    far.copy_image(**copy)
+    cloud.refuse[HOME, "DescribeKey"] = "AccessDeniedException"
+    assert refused(client(cloud, "kms").describe_key, KeyId="alias/aws/ebs") == "AccessDeniedException"
