@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -23,8 +22,10 @@ import typing as t
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from ansible_collections.goldsmith.images.plugins.module_utils._disk import next_data
+
 if t.TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 GIB = 1024**3
 #: Bytes of a block; the EBS direct APIs know no other size.
@@ -35,29 +36,15 @@ PENDING_MINUTES = 4320
 UNKNOWN_SNAPSHOT_WAITS = (1, 2, 4, 8, 16)
 
 
-def data_extents(disk: Path) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has data: (first byte, byte after the last) of each piece."""
-    with disk.open("rb") as file:
-        position, size = 0, os.fstat(file.fileno()).st_size
-        while position < size:
-            try:
-                start = os.lseek(file.fileno(), position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                raise
-            position = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            yield start, position
-
-
 def data_blocks(disk: Path) -> list[int]:
     """The numbers of the blocks that are not all zero, ascending: a new snapshot reads as zeros everywhere else."""
     found: list[int] = []
-    with disk.open("rb") as file:
-        for start, end in data_extents(disk):
-            first = max(start // BLOCK, found[-1] + 1 if found else 0)
-            for number in range(first, (end - 1) // BLOCK + 1):
-                if read_block(file.fileno(), number).strip(b"\0"):
+    with disk.open("rb", buffering=0) as file:
+        end = 0
+        while (start := next_data(file, end)) is not None:
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            for number in range(start // BLOCK, -(-end // BLOCK)):
+                if number not in found[-1:] and read_block(file.fileno(), number).strip(b"\0"):
                     found.append(number)
     return found
 
