@@ -19,6 +19,7 @@ import os
 import threading
 import time
 import typing as t
+import uuid
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class State:
     #: What the snapshot is made of and for; a file that says something else counts as none.
     identity: dict[str, t.Any]
     snapshot_id: str = ""
+    #: Makes StartSnapshot return the same snapshot again.
+    token: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     digests: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -76,22 +79,21 @@ class State:
         # The last line of a machine that went down may be half a line.
         with contextlib.suppress(FileNotFoundError, IndexError, KeyError, TypeError, ValueError):
             head, *blocks = path.read_text(encoding="utf-8").splitlines()
-            snapshot_id = json.loads(head)["snapshot_id"]
-            if json.loads(head) == {**identity, "snapshot_id": snapshot_id}:
-                state.snapshot_id = snapshot_id
+            if json.loads(head)["identity"] == identity:
+                state.snapshot_id, state.token = json.loads(head)["snapshot_id"], json.loads(head)["token"]
                 for line in blocks:
                     number, digest = json.loads(line)
                     state.digests[number] = bytes.fromhex(digest)
         return state
 
-    def begin(self, snapshot_id: str) -> None:
-        """A new snapshot has no blocks."""
-        self.snapshot_id, self.digests = snapshot_id, {}
-        self.save()
+    def forget(self) -> None:
+        """Begin anew: the snapshot is no more."""
+        self.snapshot_id, self.token, self.digests = "", uuid.uuid4().hex, {}
 
     def save(self) -> None:
         """Write the file anew."""
-        lines = [json.dumps({**self.identity, "snapshot_id": self.snapshot_id})]
+        head = {"identity": self.identity, "snapshot_id": self.snapshot_id, "token": self.token}
+        lines = [json.dumps(head)]
         lines += [self.line(number) for number in self.digests]
         new = self.path.with_name(f"{self.path.name}.new")
         with new.open("w", encoding="utf-8") as file:

@@ -52,9 +52,7 @@ def disk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state(client: Any, tmp_path: Path) -> State:
-    state = State(tmp_path / "state", IDENTITY)
-    state.begin(client.start_snapshot(VolumeSize=1)["SnapshotId"])
-    return state
+    return State(tmp_path / "state", IDENTITY, client.start_snapshot(VolumeSize=1)["SnapshotId"])
 
 
 def stored(client: Any, snapshot_id: str) -> dict[int, bytes]:
@@ -115,6 +113,8 @@ def test_an_interrupted_upload_goes_on(client: Any, disk: Path, state: State):
 
 
 def test_the_state_of_another_disk_counts_as_none(state: State):
+    state.save()
+    assert State.load(state.path, IDENTITY) == state
     assert State.load(state.path, {**IDENTITY, "sha256": "1" * 64}).snapshot_id == ""
     state.path.write_text("{")
     assert State.load(state.path, IDENTITY).snapshot_id == ""
