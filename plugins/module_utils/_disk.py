@@ -406,7 +406,7 @@ def digest(raw: Path) -> str:
     result = hashlib.sha256(str(raw.stat().st_size).encode())
     with raw.open("rb", buffering=0) as disk:
         end = 0
-        while (start := _next_data(disk, end)) is not None:
+        while (start := next_data(disk, end)) is not None:
             end = os.lseek(disk.fileno(), start, os.SEEK_HOLE)
             for offset in range(start // BLOCK * BLOCK, end, BLOCK):
                 block = os.pread(disk.fileno(), BLOCK, offset)
@@ -418,7 +418,8 @@ def digest(raw: Path) -> str:
     return result.hexdigest()
 
 
-def _next_data(disk: t.BinaryIO, offset: int) -> int | None:
+def next_data(disk: t.BinaryIO, offset: int) -> int | None:
+    """Where the next data of a sparse file begins, in bytes; None if only a hole is left."""
     try:
         return os.lseek(disk.fileno(), offset, os.SEEK_DATA)
     except OSError as error:
