@@ -48,6 +48,10 @@ test-all: setup ## Every test, the slow matrix too
 bench: setup ## Measure: JSON with ratios against what one would do instead
 	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench $(ARGS)
 
+.PHONY: bench-net
+bench-net: setup ## Measure: all checks of a network together, against the slowest of them
+	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.net_validate
+
 .PHONY: readme
 readme: setup ## Write the variable tables of the role READMEs anew
 	.venv/bin/python scripts/role_readme.py

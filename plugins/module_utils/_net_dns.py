@@ -50,7 +50,7 @@ class Answer:
 
 
 def query(name: str, kind: int, number: int) -> bytes:
-    labels = [label.encode("idna" if not label.isascii() else "ascii") for label in name.rstrip(".").split(".")]
+    labels = [label.encode("ascii") for label in name.rstrip(".").split(".")]
     question = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
     return struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + question + struct.pack("!2H", kind, 1)
 

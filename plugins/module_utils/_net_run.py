@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import subprocess
 import threading
 import time
 import typing as t
@@ -91,7 +92,7 @@ def _attempt(check: Check, deadline: Deadline) -> Finding | Problem:
         return check.look(deadline)
     except Problem as exc:
         return exc
-    except (TimeoutError, socket.timeout):
+    except (TimeoutError, socket.timeout, subprocess.TimeoutExpired):
         return Problem(*deadline.waiting_for)
     except OSError as exc:
         return problem_of(exc, check.target, "")

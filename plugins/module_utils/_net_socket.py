@@ -149,10 +149,11 @@ def receive(sock: socket.socket, deadline: Deadline, size: int = 16384) -> bytes
 
 
 def problem_of(exc: OSError, what: str, method: str) -> Problem:
-    """A system error on an open connection; a time-out has no number."""
+    """A system error on an open connection; a time-out has no number, and TLS numbers of its own."""
     timed_out = isinstance(exc, (TimeoutError, socket.timeout))
     text = "no answer in time" if timed_out else exc.strerror or str(exc)
-    return Problem("timeout" if timed_out else error_class(exc.errno), f"{what}: {text}", method=method)
+    kind = "timeout" if timed_out else "tls_error" if isinstance(exc, ssl.SSLError) else error_class(exc.errno)
+    return Problem(kind, f"{what}: {text}", method=method)
 
 
 def check_tcp(where: Endpoint, deadline: Deadline, family: int = 0) -> tuple[str, float]:

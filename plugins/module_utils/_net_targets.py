@@ -57,7 +57,8 @@ def host(text: str, option: str) -> str:
         return text
     # What looks like an address and is none is never a name: the last label of a name is not a number.
     if HOST_NAME.fullmatch(text) is None or text.rstrip(".").rpartition(".")[2].isdigit():
-        raise InputError(f"{option}: {text!r} is neither a host name nor an IP address")
+        advice = "" if text.isascii() else "; write it in ASCII (xn--...)"
+        raise InputError(f"{option}: {text!r} is neither a host name nor an IP address{advice}")
     return text
 
 

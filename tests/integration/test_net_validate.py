@@ -403,14 +403,14 @@ def test_server_that_never_stops_sending(net: Net, port: int) -> None:
     report = net.client.validate(http=options, timeout=5, **NOTHING_LOCAL)
     assert {says(entry) for entry in report["checks"]} == {("fail", "http_malformed" if port == 9002 else "http_body")}
     assert max(entry["latency_ms"] for entry in report["checks"]) < 4500  # it was the limit, not the deadline
-    assert report["rss_mb"] < 100
+    assert report["rss_mb"] < 100, report["rss_mb"]
 
 
 def test_release_file_that_never_ends(net: Net) -> None:
     repository = {"uri": f"http://{SERVER}:9003/debian", "suite": "good"}
     report = net.client.validate(apt={"repositories": [repository]}, timeout=5, **NOTHING_LOCAL)
     assert says(one(report)) == ("fail", "release_malformed")
-    assert report["rss_mb"] < 100
+    assert report["rss_mb"] < 100, report["rss_mb"]
 
 
 def test_checks_run_side_by_side(net: Net) -> None:
@@ -492,10 +492,22 @@ def test_name_server_that_does_not_answer_ends_at_the_deadline(net: Net) -> None
     assert "www.example.test" in one(report)["detail"]
 
 
+# Modules run in a namespace, and how much memory each needed is written down.
+INTERPRETER = """\
+#!{python}
+import os, resource, subprocess, sys
+command = ["nsenter", "--target={pid}", "--net", "--mount", "--", "{python}", *sys.argv[1:]]
+done = subprocess.run(command)
+with open("{log}", "a") as log:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, file=log)
+sys.exit(done.returncode)
+"""
+
+
 def inside(machine: Namespace, folder: Path) -> str:
     """An interpreter for modules that runs them in a namespace."""
     path = folder / "python"
-    path.write_text(f'#!/bin/sh\nexec nsenter --target={machine.pid} --net --mount -- {sys.executable} "$@"\n')
+    path.write_text(INTERPRETER.format(python=sys.executable, pid=machine.pid, log=folder / "memory"))
     path.chmod(0o755)
     return str(path)
 
@@ -519,6 +531,56 @@ def test_module_fails_if_asked_to(net: Net, run_module: Any, tmp_path: Path) -> 
     assert f"FAIL tcp {SERVER}:4" in result["msg"] and "refused" in result["msg"]
     assert one(result)["hint"] in result["msg"]
     assert not run_module("net_validate", _python=python, fail_on=["warn"], **options)["failed"]
+
+
+def test_module_stays_small_and_ends_whatever_a_server_does(net: Net, run_module: Any, tmp_path: Path) -> None:
+    urls = [{"url": f"http://{SERVER}:{port}/", "expect_body": "never"} for port in (9001, 9002, 9003, 9004, 9005) * 4]
+    result = run_module("net_validate", _python=inside(net.client, tmp_path), http=urls, timeout=4, **NOTHING_LOCAL)
+    assert result["summary"]["fail"] == 20
+    assert result["elapsed_ms"] < 4500
+    peaks = [int(line) for line in (tmp_path / "memory").read_text().split()]
+    assert 20 < max(peaks) < 100, peaks
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"icpm": {"targets": ["a.example"]}}, "icpm"),
+        ({"http": [{"url": "http://a.example:99999/"}]}, "http.url: 'http://a.example:99999/' is no URL"),
+    ],
+)
+def test_module_refuses_bad_input(
+    net: Net, run_module: Any, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    result = run_module("net_validate", _python=inside(net.island, tmp_path), **options)
+    assert result["failed"] and message in result["msg"], result
+    assert "checks" not in result
+
+
+def test_nothing_is_sent_to_anybody_who_is_not_named(net: Net) -> None:
+    # All IPv4 packets that leave the machine are counted, and separately those to the one host that is named.
+    rule = "chain out {{ type filter hook output priority 0; meta nfproto ipv4 {} counter; }}"
+
+    def sent_elsewhere(to: str, **options: Any) -> int:
+        net.client.nft(rule.format(to))
+        net.client.validate(**options)
+        text = net.client.run("nft", "list", "table", "inet", "test")
+        net.client.nft("")
+        return int(text.partition("packets ")[2].split()[0])
+
+    assert sent_elsewhere("") == 0
+    options: dict[str, Any] = {
+        "http": [
+            {"url": f"http://{SERVER}:8080/", "proxy": "none"},
+            {"url": f"http://{SERVER}/moved", "proxy": "none"},
+        ],
+        "tcp": [f"{SERVER}:80"],
+        "icmp": {"targets": [SERVER]},
+        "dns": {"names": ["www.example.test"], "servers": [SERVER]},
+        "timeout": 3,
+    }
+    assert sent_elsewhere(f"ip daddr {SERVER}", **options) > 0
+    assert sent_elsewhere(f"ip daddr != {SERVER}", **options) == 0
 
 
 def test_examples(net: Net) -> None:

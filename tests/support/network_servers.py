@@ -53,12 +53,15 @@ class Threads(socketserver.ThreadingTCPServer):
 
 def tcp(address: str, port: int, behaviour: str) -> None:
     """Servers of TCP that do not end: see `behave`."""
-    gate = threading.Barrier(int(behaviour.partition(":")[2] or 1))
+    name, _colon, number = behaviour.partition(":")
+    gate = threading.Barrier(int(number) if name == "gate" else 1)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            if name == "slow":
+                time.sleep(int(number) / 1000)
             with contextlib.suppress(OSError, threading.BrokenBarrierError):
-                behave(self.request, behaviour.partition(":")[0], gate)
+                behave(self.request, name, gate)
 
     with Threads((address, port), Handler) as server:
         server.serve_forever()
@@ -84,8 +87,8 @@ def behave(sock: socket.socket, behaviour: str, gate: threading.Barrier) -> None
         for byte in head + b"X-Slow: " + b"x" * 1000:
             sock.sendall(bytes([byte]))
             time.sleep(0.2)
-    elif behaviour == "gate":
-        # Answers nobody before as many clients as the gate is wide are here at the same time.
+    elif behaviour in ("gate", "slow"):
+        # The gate answers nobody before as many clients as the gate is wide are here at the same time.
         sock.recv(65536)
         gate.wait(20)
         sock.sendall(head + b"Content-Length: 2\r\n\r\nok")

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils import (
     _net_link,
     _net_plan,
     _net_run,
+    _net_socket,
     _net_spec,
     _net_targets,
     _net_time,
@@ -66,6 +69,7 @@ def http(**more: Any) -> dict[str, Any]:
         ({"tcp": ["192.0.2.256:80"]}, "neither a host name nor"),
         ({"tcp": ["a b.example:80"]}, "neither a host name nor"),
         ({"tcp": [":80"]}, "neither a host name nor"),
+        ({"tcp": ["b\u00fccher.example:80"]}, "write it in ASCII"),
         ({"icmp": {"targets": ["-x"]}}, "neither a host name nor"),
         ({"icmp": {"targets": ["a.example"], "tcp_port": 0}}, "icmp.tcp_port"),
         (http(url="ftp://a.example/"), "no URL of the form http or https"),
@@ -227,10 +231,6 @@ def test_dns_answer_is_read() -> None:
             _net_dns.parse(ANSWER[:end], 0xABCD, _net_dns.A)
 
 
-def test_dns_question_of_another_script() -> None:
-    assert b"\x0dxn--bcher-kva\x07example" in _net_dns.query("b\u00fccher.example", 1, 1)
-
-
 def test_configured_servers(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text("# comment\nsearch a.example\nnameserver 192.0.2.1\nsearch b.example c.example\nnameserver ::1\n")
@@ -320,6 +320,20 @@ def test_proxy_of_the_environment(environment: dict[str, str], target: str, expe
     assert (found.method if found else None) == expected
     if found and "@" in environment.get("http_proxy", ""):
         assert found.authorization == _net_http.basic("u", "w d")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ssl.SSLError(1, "[SSL] wrong version number"), "tls_error"),
+        (PermissionError(1, "Operation not permitted"), "local_firewall"),
+        (socket.timeout("timed out"), "timeout"),
+        (TimeoutError("no time left"), "timeout"),
+        (ConnectionResetError(104, "Connection reset by peer"), "closed"),
+    ],
+)
+def test_errors_of_the_system(error: OSError, kind: str) -> None:
+    assert _net_socket.problem_of(error, "it", "tcp").error_class == kind
 
 
 def test_endpoints_of_ssm() -> None:
