@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 from ansible.module_utils.urls import open_url
+from ansible_collections.goldsmith.images.plugins.module_utils._net_apt import release_url
 
 
 class RepositoryError(Exception):
@@ -40,14 +41,6 @@ def fetch(url: str, timeout: float = 10) -> bytes:
     except (URLError, OSError, ValueError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise RepositoryError(f"{url} does not answer: {reason}") from exc
-
-
-def release_url(uri: str, suite: str) -> str:
-    """Return the URL of the signed Release file of *suite*; a suite that ends in a slash is a flat repository."""
-    base = uri.rstrip("/")
-    if suite.endswith("/"):
-        return "/".join([base, *suite.strip("/").split("/")]).rstrip("/") + "/InRelease"
-    return f"{base}/dists/{suite}/InRelease"
 
 
 def verified_release(uri: str, suite: str, *, key: bytes, fingerprint: str, timeout: float = 10) -> Release:

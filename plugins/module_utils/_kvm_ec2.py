@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 import typing as t
 from dataclasses import dataclass
-from http.client import HTTPException
 
-from ansible.module_utils.urls import open_url
+from ansible_collections.goldsmith.images.plugins.module_utils import _net_aws
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Deadline, InputError, Problem
 
 FEATURE = "nested-virtualization"  # as DescribeInstanceTypes names it
 TYPE_PATTERN = re.compile(r"([a-z]+)(\d+)([a-z]*)(?:-[a-z0-9]+)*\.([a-z0-9-]+)")
@@ -56,22 +56,9 @@ def type_can_nest(instance_type: str) -> bool | None:
     return False
 
 
-def ask_imds(endpoint: str, timeout: float = 1.0) -> str:
-    """The instance's type by IMDSv2: a token first, then the question."""
-
-    def ask(method: str, path: str, header: str, value: str) -> str:
-        with open_url(
-            endpoint.rstrip("/") + path,
-            method=method,
-            headers={f"X-aws-ec2-metadata-token{header}": value},
-            timeout=timeout,
-            use_proxy=False,
-            follow_redirects="none",
-        ) as response:
-            return response.read(4096).decode("ascii").strip()
-
-    token = ask("PUT", "/latest/api/token", "-ttl-seconds", "60")
-    found = ask("GET", "/latest/meta-data/instance-type", "", token)
+def ask_imds(endpoint: str, timeout: float = 2.0) -> str:
+    """The instance's type."""
+    found = _net_aws.ask_imds(endpoint, "/latest/meta-data/instance-type", Deadline(timeout))
     if TYPE_PATTERN.fullmatch(found) is None:
         raise ValueError(f"{found[:80]!r} is no instance type")
     return found
@@ -84,7 +71,7 @@ def gather(given: t.Mapping[str, t.Any] | None, imds_endpoint: str | None, dmi_t
     if instance_type is None and imds_endpoint is not None:
         try:
             instance_type, source = ask_imds(imds_endpoint), "imds"
-        except (OSError, ValueError, HTTPException) as exc:  # urllib's own and time-outs are kinds of OSError
+        except (OSError, ValueError, Problem, InputError) as exc:
             error = f"{imds_endpoint}: {exc}"
     if instance_type is None:
         instance_type, source = dmi_type, "dmi"

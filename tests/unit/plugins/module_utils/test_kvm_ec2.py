@@ -157,7 +157,7 @@ def test_caller_knows_better_and_nobody_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("handler", "words"),
-    [(Disabled, "403"), (Nonsense, "no instance type"), (NoHttp, "SSH-2.0"), (Silent, "timed out"), (None, "refused")],
+    [(Disabled, "403"), (Nonsense, "no instance type"), (NoHttp, "SSH-2.0"), (Silent, "in time"), (None, "refused")],
 )
 def test_without_an_answer_dmi_counts(serve: Serve, handler: type[Imds] | None, words: str) -> None:
     endpoint = serve(handler) if handler else "http://127.0.0.1:9"
