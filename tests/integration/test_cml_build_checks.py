@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,17 @@ def apply(tmp_path: Path, ansible_env: dict[str, str], *prefix: str, **variables
     path = tmp_path / "play.json"
     path.write_text(json.dumps(play))
     done = subprocess.run(
-        [*prefix, "ansible-playbook", "-i", "localhost,", "-c", "local", str(path)],
+        [
+            *prefix,
+            "ansible-playbook",
+            "-i",
+            "localhost,",
+            "-c",
+            "local",
+            "-e",
+            f"ansible_python_interpreter={sys.executable}",
+            str(path),
+        ],
         env={**ansible_env, "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default"},
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
