@@ -65,6 +65,7 @@ SCHEMA: dict[str, t.Any] = {
         "base": BASE,
         "builder": {"enum": ["qemu"]},
         "build_method": {"enum": ["auto", "vm", "rootfs"]},
+        "needs_kvm": {"type": "boolean"},
         "disk_size": SIZE,
         "cpus": {"type": "integer", "minimum": 1, "maximum": 64},
         "memory": {"type": "integer", "minimum": 512, "description": "MiB"},

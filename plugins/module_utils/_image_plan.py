@@ -90,6 +90,22 @@ def choose_accelerator(wanted: str, kvm: t.Mapping[str, t.Any], qemu_version: tu
     return Accelerator("tcg", cpu_model, reason)
 
 
+def nested_kvm_problems(kvm: t.Mapping[str, t.Any], accelerator: Accelerator, allowed: bool) -> list[str]:
+    """Return a line when the machine being built could not run VMs itself, so that nobody could see that they work."""
+    if allowed:
+        return []
+    if accelerator.name != "kvm" or not kvm.get("accelerated"):
+        reason = f"no accelerated KVM here ({accelerator.reason}). {kvm.get('hint') or ''}".rstrip()
+    elif kvm.get("nested_param") is False:
+        reason = "its KVM does not let guests use KVM (nested=0): load kvm_intel or kvm_amd with nested=1."
+    else:
+        return []
+    return [
+        f"The definition needs_kvm, and a machine on this host cannot run VMs: {reason} "
+        "Build on another host, or allow it with -e image_allow_no_kvm=true: nobody has then seen KVM work in it."
+    ]
+
+
 @dataclass(frozen=True)
 class BuildMethod:
     """How roles are applied, and why."""

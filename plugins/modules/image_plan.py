@@ -50,6 +50,10 @@ options:
         on one and the user may mount.
     type: str
     choices: [auto, vm, rootfs]
+  allow_no_kvm:
+    description: Build an image that O(definition) says C(needs_kvm) on a host whose guests cannot use KVM as well.
+    type: bool
+    default: false
   running_system_roles:
     description: Roles that cannot work on a root tree, and why, as M(goldsmith.images.image_definition) found them.
     type: dict
@@ -199,6 +203,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cac
 UPSTREAM_URL = "https://pkgs.k8s.io/core:/stable:/v{version}/deb/"
 UPSTREAM_FINGERPRINT = "DE15B14486CD377B9E876E1A234654DA9A296436"
 KUBERNETES_ROLE = "kubernetes_prerequisites"
+CML_CHECKS_ROLE = "cml_build_checks"
 DEFAULT_KUBERNETES_VERSION = "1.36"
 NOTHING_TO_DO = "no: nothing has changed since the last build, and its image is intact"
 
@@ -290,6 +295,8 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     }
     qemu_version = tuple(int(part) for part in versions["qemu"].split("."))
     accelerator = collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
+    if definition.get("needs_kvm") and accelerator:
+        problems += planning.nested_kvm_problems(params["kvm"], accelerator, params["allow_no_kvm"])
     method = accelerator and collect(
         planning.choose_build_method, params["build_method"] or definition["build_method"], accelerator,
         definition["base"], params["running_system_roles"], lambda: tree_problem(cache),
@@ -311,6 +318,8 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     if problems:
         raise planning.PlanError("\n".join(problems))
 
+    if CML_CHECKS_ROLE in definition["roles"]:
+        role_vars.setdefault(f"{CML_CHECKS_ROLE}_kvm", "report" if params["allow_no_kvm"] else "fail")
     if kubernetes:
         role_vars[f"{KUBERNETES_ROLE}_packages_source"] = kubernetes["source"]
         if kubernetes["key"]:
@@ -366,6 +375,7 @@ def main() -> None:
             "kvm": {"type": "dict", "required": True},
             "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
             "build_method": {"type": "str", "choices": ["auto", "vm", "rootfs"]},
+            "allow_no_kvm": {"type": "bool", "default": False},
             "running_system_roles": {"type": "dict", "default": {}},
             "kubernetes_packages": {"type": "str", "choices": ["auto", "upstream", "mirror", "distribution"]},
             "collection_dir": {"type": "path", "required": True},

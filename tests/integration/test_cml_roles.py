@@ -26,13 +26,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+CONTROL = """\
+Package: {name}
+Version: {version}
+Architecture: all
+Maintainer: test <test@example.com>
+Description: test
+"""
+
+
 def make_package(folder: Path, name: str = "cml2", version: str = "2.9.1-7", script: str = "") -> Path:
     """A .pkg as CML's are: a tar archive with .debs. The stand-in has no programs in it."""
     source = folder / f"{name}-source"
     (source / "DEBIAN").mkdir(parents=True)
-    (source / "DEBIAN/control").write_text(
-        f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: test <test@example.com>\nDescription: test\n"
-    )
+    (source / "DEBIAN/control").write_text(CONTROL.format(name=name, version=version))
     if script:
         (source / "DEBIAN/postinst").write_text(f"#!/bin/sh\n{script}\n")
         (source / "DEBIAN/postinst").chmod(0o755)

@@ -16,7 +16,9 @@ import ipaddress
 import json
 import os
 import socket
+import socketserver
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -325,3 +327,41 @@ def _await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"nginx does not run:\n{log.read_text() if log.exists() else ''}")
+
+
+# --- a whole host ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def greeter(port: int, greeting: bytes) -> Iterator[None]:
+    """A server that says something to everybody and hangs up, as far as a probe can see an SSH server or Cockpit."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(greeting)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def main(folder: Path, nginx: str, scene: str, *command: str) -> int:
+    """Run a command beside a CML host on its real ports; to be called in a network namespace of its own."""
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(serve(folder, nginx, {"good": 443, "plain_redirect": 80}))
+        for port, greeting in ((22, b"SSH-2.0-stand-in\r\n"), (1122, b"SSH-2.0-OpenSSH_9.6\r\n"), (9090, b"")):
+            if scene != "no-ssh" or port != 1122:
+                stack.enter_context(greeter(port, greeting))
+        if scene == "never-ready":
+            site.controller.replies["system_information"] = information(ready=False)
+            site.controller.replies["system_health"] = health({"kvm_vmx_enabled": False}, valid=False)
+        elif scene == "down":
+            site.controller.stop()
+        environment = {**os.environ, "CML_USERNAME": USER, "CML_PASSWORD": PASSWORD, "CA_PATH": site.ca_path}
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -4,9 +4,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Take MAC addresses of another machine out of NetworkManager's profiles, before NetworkManager starts.
 
-CML's set-up pins the MAC address of the machine it runs on, and a DHCP client id made of it, in the profile of bridge0. In a
-copy of that machine the cloud drops the frames of the bridge: no DHCP, and no way in. An address that an interface of this
-machine has is left alone, so that a pin somebody wants stays.
+CML's set-up pins the MAC address of the machine it runs on, and a DHCP client id made of it, in the profile of bridge0.
+In a copy of that machine the cloud drops the frames of the bridge: no DHCP, and no way in. An address that an interface
+of this machine has is left alone, so that a pin somebody wants stays.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-ADDRESS = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+# A client id is a type and then the address.
+ADDRESS = re.compile(r"(?:[0-9a-f]{2}:)?((?:[0-9a-f]{2}:){5}[0-9a-f]{2})")
 # In which section, and which key.
 PINS = {
     "bridge": ("mac-address",),
     "ethernet": ("mac-address", "cloned-mac-address"),
     "802-3-ethernet": ("mac-address", "cloned-mac-address"),
     "ipv4": ("dhcp-client-id",),
-    "ipv6": ("dhcp-duid",),
 }
 
 
@@ -48,8 +48,8 @@ def unpin(path: Path, own: set[str]) -> list[str]:
     for section, keys in PINS.items():
         for key in keys:
             value = profile.get(section, key, fallback="").lower()
-            pinned = ADDRESS.search(value)
-            if pinned and pinned[0] not in own:
+            pinned = ADDRESS.fullmatch(value)
+            if pinned and pinned[1] not in own:
                 profile.remove_option(section, key)
                 removed.append(f"{section}.{key} ({value})")
     if removed:

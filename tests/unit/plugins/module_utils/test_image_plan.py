@@ -194,3 +194,20 @@ def test_a_changed_check_does_not_change_what_is_in_the_image():
     fingerprint = planning.build_fingerprint(inputs)
     assert planning.build_fingerprint({**inputs, "role verify_image": "2", "definition checks": "2"}) == fingerprint
     assert planning.build_fingerprint({**inputs, "role hardening": "2"}) != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("kvm", "accelerator", "allowed", "text"),
+    [
+        ({"accelerated": True, "nested_param": True}, KVM, False, ""),
+        ({"accelerated": True, "nested_param": None}, KVM, False, ""),
+        ({"accelerated": True, "nested_param": False}, KVM, False, "nested=0"),
+        (KVM_NONE, TCG, False, "load the module kvm_intel"),
+        (KVM_SOFTWARE, KVM, False, "no accelerated KVM"),
+        (KVM_NONE, TCG, True, ""),
+    ],
+)
+def test_host_whose_machines_cannot_run_vms_is_refused_unless_allowed(kvm, accelerator, allowed, text):
+    problems = planning.nested_kvm_problems(kvm, accelerator, allowed)
+    assert bool(problems) is bool(text)
+    assert all(text in problem and "image_allow_no_kvm=true" in problem for problem in problems)
