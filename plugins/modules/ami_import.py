@@ -141,7 +141,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-action:
+outcome:
   description:
     - V(unchanged) if there was an AMI of the same content, V(registered) if a complete snapshot was there, V(created)
       if the disk was uploaded. In check mode, what the run would do.
@@ -295,10 +295,10 @@ class Run:
         wanted = self.wanted()
         self.progress.update("look")
         found = logic.find(self.ec2, wanted)
-        action = "unchanged" if found.image else "registered" if found.snapshot else "created"
+        outcome = "unchanged" if found.image else "registered" if found.snapshot else "created"
         result: dict[str, t.Any] = {
-            "changed": action != "unchanged",
-            "action": action,
+            "changed": outcome != "unchanged",
+            "outcome": outcome,
             "image_id": found.image["ImageId"] if found.image else None,
             "snapshot_id": found.snapshot["SnapshotId"] if found.snapshot else None,
             "kms_key_arn": wanted.kms_key_arn,
@@ -308,7 +308,7 @@ class Run:
             "bytes_sent": 0,
             "seconds": 0.0,
         }
-        if action == "created":
+        if outcome == "created":
             with self.raw() as raw:
                 result.update(self.upload(raw, wanted))
         if not self.check_mode:
