@@ -130,6 +130,8 @@ def holds(rule: Rule, context: Context) -> bool:
         return False
     if any(context.choices.get(key) != value for key, value in rule.choice):
         return False
+    if BUILD_USER in rule.pattern and not context.build_user:
+        return False
     if rule.if_exists and not os.path.exists(context.inside(rule.if_exists)):
         return False
     path, text = rule.unless_contains
@@ -193,7 +195,7 @@ def decide(rule: Rule, context: Context) -> list[Action]:
         return list(_decide_written(rule, context, keep))
     matches = expand(rule.paths, context)
     if rule.state == "no_lines":
-        return list(_decide_lines(rule, matches, keep))
+        return list(_decide_lines(rule, matches, keep, context.build_user))
     paths: t.Iterable[str]
     directories = [path for path in matches if os.path.isdir(path) and not os.path.islink(path)]
     if rule.state == "absent":
@@ -235,8 +237,8 @@ def is_content(path: str, rule: Rule) -> bool:
         return stream.read() == rule.content.encode() and stat.S_IMODE(os.lstat(path).st_mode) == rule.mode
 
 
-def _decide_lines(rule: Rule, matches: t.Iterable[str], keep: t.Sequence[str]) -> t.Iterator[Action]:
-    pattern = re.compile(rule.pattern.encode())
+def _decide_lines(rule: Rule, matches: t.Iterable[str], keep: t.Sequence[str], build_user: str) -> t.Iterator[Action]:
+    pattern = re.compile(rule.pattern.replace(BUILD_USER, re.escape(build_user)).encode())
     for path in matches:
         if path in keep or os.path.islink(path) or not os.path.isfile(path):
             continue

@@ -93,6 +93,12 @@ if [ -n "$canaries" ]; then
 fi
 """
 
+# Changed since this boot began: a link that was made, or a folder from which one was taken.
+UNITS = r"""
+boot=$(awk '$1 == "btime" { print $2 }' /proc/stat)
+section young; find /etc/systemd/system -xdev -newerct "@$((boot - 5))" 2>/dev/null
+"""
+
 
 @pytest.fixture(scope="module")
 def traces(host: Host, expect: dict[str, Any]) -> dict[str, str]:
@@ -238,6 +244,15 @@ def test_secrets_of_the_build_are_nowhere(traces: dict[str, str], expect: dict[s
     assert traces["canary"] == ""
 
 
+@pytest.mark.reboot
+def test_no_boot_changes_which_units_are_enabled(host: Host, first_boot: bool, expect: dict[str, Any]) -> None:
+    """Presets of a first boot, or a tool of it, make links; so does nothing else while a machine boots."""
+    _only_on_a_first_boot(first_boot)
+    kept = set(expect.get("units_made_at_boot", []))
+    assert set(gather(host, UNITS)["young"].splitlines()) - kept == set()
+
+
+@pytest.mark.reboot
 def test_units_that_the_build_disabled_are_still_disabled(host: Host, expect: dict[str, Any]) -> None:
     units = expect.get("disabled_units", [])
     if not units:

@@ -19,6 +19,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils import _image_cle
 
 COLLECTION = pathlib.Path(logic.__file__).resolve().parents[2]
 CONTRACT = yaml.safe_load((COLLECTION / "roles/cleanup/files/contract.yml").read_text(encoding="utf-8"))
+PLANTED = yaml.safe_load((COLLECTION / "tests/support/hygiene_violations.yml").read_text(encoding="utf-8"))
 CHOICES = {"machine_id": "empty", "ssh_host_keys": "remove"}
 
 
@@ -212,7 +213,7 @@ def test_contract_is_complete() -> None:
 def test_contract_can_be_enforced_by_a_shell() -> None:
     """The finish script has the paths unquoted, for their globs."""
     paths = [path for data in CONTRACT["rules"] for path in data["paths"]]
-    assert [path for path in paths if not re.fullmatch(r"[A-Za-z0-9_./*{}-]+", path)] == []
+    assert [path for path in paths if not re.fullmatch(r"[A-Za-z0-9_./*{}\[\]-]+", path)] == []
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
@@ -222,11 +223,11 @@ def test_each_rule_finds_its_violation(root: pathlib.Path, rule: logic.Rule) -> 
     if rule.if_exists:
         fill(root, rule.if_exists.lstrip("/") + "/needed")
     for path in rule.paths:
-        name = path.lstrip("/").replace("{build_user}", "packer").replace("*", "planted")
+        name = path.lstrip("/").replace("{build_user}", "packer").replace("[0-9]", "7").replace("*", "planted")
         below = "/planted" if rule.state in ("empty_directory", "no_files") else ""
         fill(root, name + below)
         if rule.state == "no_lines":
-            (root / name).write_text("127.0.1.1 build\n", encoding="utf-8")
+            (root / name).write_text(next(iter(PLANTED[rule.id].values())), encoding="utf-8")
     assert logic.holds(rule, context)
     acted_on = {action.path for action in logic.decide(rule, context)}
     assert len(acted_on) >= len(rule.paths), f"of {rule.paths} only {acted_on}"
