@@ -48,6 +48,10 @@ test-all: setup ## Every test, the slow matrix too
 bench: setup ## Measure: JSON with ratios against what one would do instead
 	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench $(ARGS)
 
+.PHONY: bench-hardening
+bench-hardening: setup ## Measure the role hardening in a machine with Lynis and OpenSCAP; writes docs/hardening.md
+	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.hardening $(ARGS)
+
 .PHONY: readme
 readme: setup ## Write the variable tables of the role READMEs anew
 	.venv/bin/python scripts/role_readme.py

@@ -33,6 +33,8 @@ LOGS = ROOT / ".cache" / "molecule"
 DEADLINE = 1500
 # The slow ones first, or one of them runs alone at the end.
 SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
+# Variants of a scenario, for `make test-all`.
+VARIANTS = ["hardening_strict"]
 
 
 def wanted() -> list[str]:
@@ -155,7 +157,11 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
         running.close()
 
 
-@pytest.mark.parametrize("scenario", ["default", *wanted()])
+def parameters() -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.slow_matrix if name in VARIANTS else ()) for name in wanted()]
+
+
+@pytest.mark.parametrize("scenario", ["default", *parameters()])
 def test_scenario(scenario: str, runner: Runner) -> None:
     outcome = runner.outcome(scenario)
     print(f"{scenario}: {outcome.tests} checks, {outcome.seconds:.0f} s, log {outcome.log}")
