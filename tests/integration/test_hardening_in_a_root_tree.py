@@ -177,13 +177,17 @@ def test_what_is_asked_for_must_exist(tree: root_tree.RootTree, ansible_env: dic
     assert not (tree.path / "etc/image-hardening.json").exists()
 
 
-def test_a_later_match_block_is_found(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
-    # It only counts for one user, and no drop-in that sorts first can undo it... unless it is looked for.
-    first = tree.path / "etc/ssh/sshd_config.d/000-first.conf"
-    first.write_text("PasswordAuthentication yes\n")
+def test_settings_that_win_over_the_role_are_found(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    # One sorts first, the other counts for one user only.
+    folder = tree.path / "etc/ssh/sshd_config.d"
+    (folder / "0-first.conf").write_text("X11Forwarding yes\n")
+    (folder / "60-root.conf").write_text("Match User root\n  PasswordAuthentication yes\n")
     played = tree.play([ROLE], ansible_env)
     assert played.code != 0
-    assert "sshd: passwordauthentication is ['yes'] for nobody and should be ['no']" in played.output
+    assert "sshd: x11forwarding is ['yes'] for nobody and should be ['no']" in played.output
+    assert "sshd: passwordauthentication is ['yes'] for root and should be ['no']" in played.output
+    assert "passwordauthentication is ['yes'] for nobody" not in played.output
+    assert not (tree.path / "etc/image-hardening.json").exists()
 
 
 def test_the_port_of_sshd_stays_open(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
