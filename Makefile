@@ -52,6 +52,10 @@ bench: setup ## Measure: JSON with ratios against what one would do instead
 bench-net: setup ## Measure: all checks of a network together, against the slowest of them
 	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.net_validate
 
+.PHONY: bench-hardening
+bench-hardening: setup ## Measure the role hardening in a machine with Lynis and OpenSCAP; writes docs/hardening.md
+	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.hardening $(ARGS)
+
 .PHONY: readme
 readme: setup ## Write the variable tables of the role READMEs anew
 	.venv/bin/python scripts/role_readme.py

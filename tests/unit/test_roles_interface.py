@@ -52,8 +52,11 @@ def test_there_are_roles() -> None:
 def test_every_variable_bears_the_name_of_its_role(role: Path) -> None:
     strangers = [name for name in {**defaults_of(role), **options_of(role)} if not name.startswith(f"{role.name}_")]
     assert not strangers
-    constants = load(role / "vars" / "main.yml") or {}
+    # Ansible reads vars/main.yml, or all of vars/main/.
+    files = [role / "vars" / "main.yml", *(role / "vars" / "main").glob("*.yml")]
+    constants = [name for path in files for name in load(path) or {}]
     assert not [name for name in constants if not name.startswith(f"__{role.name}_")]
+    assert len(constants) == len(set(constants))
 
 
 @every_role

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,8 +43,13 @@ SYSCTLS = {
     "net.ipv6.conf.all.accept_redirects": "0",
     "vm.unprivileged_userfaultfd": "0",
 }
-BLOCKED = ("cramfs", "hfsplus", "dccp", "rds", "tipc")
-NEVER_BLOCKED = ("overlay", "br_netfilter", "vfat", "squashfs", "isofs", "udf")
+BLOCKED = ("cramfs", "hfsplus", "dccp", "rds", "tipc", "usb-storage")
+NEVER_BLOCKED = ("overlay", "br_netfilter", "vfat", "isofs", "udf")
+PORTS = {
+    "kubernetes_node": ("tcp dport 6443", "tcp dport 10250", "th dport 30000-32767", "udp dport 8472"),
+    "cml_host": ("tcp dport 443", "tcp dport 1122", "tcp dport 9090", "th dport 2000-7999"),
+}
+MOUNTS = {"/dev/shm": {"nosuid", "nodev", "noexec"}, "/tmp": {"nosuid", "nodev"}}
 
 GATHER = r"""
 section sshd_test; sshd -t 2>&1 && echo valid
@@ -65,6 +72,17 @@ section upgrades; systemctl is-enabled apt-daily.timer apt-daily-upgrade.timer u
 section umask; su --login --command umask nobody --shell /bin/sh 2>/dev/null
 section sudo_umask; sudo sh -c umask
 section core; su nobody --shell /bin/sh --command 'ulimit -H -c'
+section report; cat /etc/image-hardening.json
+section files; ls /etc/sysctl.d
+section firewall; nft list table inet goldsmith
+section firewall_unit; systemctl show --property=ActiveState,UnitFileState goldsmith-firewall.service
+section fail2ban_test; fail2ban-client -t
+section fail2ban_unit; systemctl show --property=ActiveState,UnitFileState fail2ban.service
+section jails; for try in $(seq 60); do fail2ban-client status && break; sleep 1; done
+section audit; auditctl -l
+section audit_unit; systemctl show --property=ActiveState,UnitFileState auditd.service
+section apparmor; cat /sys/module/apparmor/parameters/enabled; grep -c . /sys/kernel/security/apparmor/profiles
+section mounts; findmnt --noheadings --output TARGET,OPTIONS /dev/shm; findmnt --noheadings --output TARGET,OPTIONS /tmp
 section modes; stat --format='%n=%a' /root /etc/crontab /etc/cron.d /etc/ssh/sshd_config /etc/sudoers.d 2>/dev/null
 """
 
@@ -76,9 +94,24 @@ def hardened(host: Host) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def waived(expect: dict[str, Any]) -> set[str]:
+def report(hardened: dict[str, str]) -> dict[str, Any]:
+    """What the role wrote down: the profile, and what it left out."""
+    found = json.loads(hardened["report"])
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def waived(report: dict[str, Any]) -> set[str]:
     """Identifiers of what was left out on purpose."""
-    return {entry["id"] for entry in expect.get("hardening_waivers", [])}
+    return {entry["id"] for entry in [*report["waived"], *report["skipped"]]}
+
+
+def test_the_report_says_what_was_left_out_and_why(report: dict[str, Any], expect: dict[str, Any]) -> None:
+    assert report["profile"] == (expect.get("hardening_profile") or report["profile"])
+    assert report["conflicts"] == expect.get("hardening_conflicts", [])
+    assert [entry for entry in [*report["waived"], *report["skipped"]] if not entry["reason"].strip()] == []
+    assert report["applied"]
 
 
 @pytest.mark.reboot
@@ -89,10 +122,11 @@ def test_sshd_runs_with_a_valid_configuration(hardened: dict[str, str]) -> None:
 
 @pytest.mark.reboot
 @pytest.mark.parametrize("who", ["sshd", "sshd_root"])
-def test_sshd_is_strict_for(hardened: dict[str, str], waived: set[str], who: str) -> None:
+def test_sshd_is_strict_for(hardened: dict[str, str], report: dict[str, Any], waived: set[str], who: str) -> None:
     found = properties(hardened[who], " ")
     waived_keys = {name.partition(":")[2].lower() for name in waived if name.startswith("sshd:")}
-    wanted = {key: value for key, value in SSHD.items() if key not in waived_keys}
+    settings = {**SSHD, **({"permitrootlogin": "no"} if report["profile"] == "strict" else {})}
+    wanted = {key: value for key, value in settings.items() if key not in waived_keys}
     assert {key: found.get(key) for key in wanted} == wanted
     assert 3 <= int(found["maxauthtries"]) <= 6
 
@@ -102,8 +136,9 @@ def test_later_cloud_init_cannot_bring_passwords_back(hardened: dict[str, str]) 
 
 
 @pytest.mark.reboot
-def test_kernel_parameters_are_in_effect(hardened: dict[str, str], waived: set[str]) -> None:
-    wanted = {key: value for key, value in SYSCTLS.items() if f"sysctl:{key}" not in waived}
+def test_kernel_parameters_are_in_effect(hardened: dict[str, str], report: dict[str, Any], waived: set[str]) -> None:
+    strict = {"kernel.yama.ptrace_scope": "2"} if report["profile"] == "strict" else {}
+    wanted = {key: value for key, value in {**SYSCTLS, **strict}.items() if f"sysctl:{key}" not in waived}
     found = properties(hardened["sysctl"])
     assert {key: found.get(key) for key in wanted} == wanted
 
@@ -169,3 +204,66 @@ def test_files_are_closed(hardened: dict[str, str], waived: set[str]) -> None:
     modes = {path: mode for path, mode in properties(hardened["modes"]).items() if f"file_modes:{path}" not in waived}
     assert "/root" in modes
     assert {path: mode for path, mode in modes.items() if not mode.endswith("0")} == {}
+
+
+def test_kernel_parameters_are_where_debian_reads_them_at_boot(hardened: dict[str, str]) -> None:
+    assert "60-goldsmith-hardening.conf" in hardened["files"].split()
+
+
+@pytest.mark.reboot
+def test_firewall_lets_in_what_the_profile_says(
+    hardened: dict[str, str], report: dict[str, Any], waived: set[str], expect: dict[str, Any]
+) -> None:
+    rules = hardened["firewall"]
+    if "firewall" in waived or expect.get("hardening_firewall", "nftables") != "nftables":
+        pytest.skip("no firewall of nftables is wanted")
+    assert properties(hardened["firewall_unit"]) == {"ActiveState": "active", "UnitFileState": "enabled"}
+    assert "hook input priority filter; policy drop;" in rules
+    assert "tcp dport 22 accept" in rules
+    assert [port for port in PORTS.get(report["profile"], ()) if port not in rules] == []
+    forward = "accept" if report["profile"] in PORTS else "drop"
+    assert f"hook forward priority filter; policy {forward};" in rules
+
+
+@pytest.mark.reboot
+def test_a_second_login_works(ssh_command: list[str]) -> None:
+    command = [*ssh_command[:1], "-o", "ControlMaster=no", "-o", "ControlPath=none", *ssh_command[1:], "echo in"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120)
+    assert done.stdout.strip() == "in", done.stderr
+
+
+@pytest.mark.reboot
+def test_fail2ban_runs_exactly_its_jails(hardened: dict[str, str], waived: set[str], expect: dict[str, Any]) -> None:
+    if "fail2ban" in waived:
+        pytest.skip("waived")
+    assert "configuration test is successful" in hardened["fail2ban_test"]
+    assert properties(hardened["fail2ban_unit"]) == {"ActiveState": "active", "UnitFileState": "enabled"}
+    jails = re.search(r"Jail list:\s*(.*)", hardened["jails"])
+    assert jails is not None, hardened["jails"]
+    assert sorted(jails[1].split(", ")) == sorted(expect.get("hardening_jails", ["sshd"]))
+
+
+@pytest.mark.reboot
+def test_changes_are_recorded(hardened: dict[str, str], waived: set[str]) -> None:
+    if "auditd" in waived:
+        pytest.skip("waived")
+    assert properties(hardened["audit_unit"])["ActiveState"] == "active"
+    keys = set(re.findall(r"(?:-k |-F key=)(\S+)", hardened["audit"]))
+    assert {"identity", "modules", "sshd", "sudoers"} <= keys
+
+
+@pytest.mark.reboot
+def test_apparmor_works(hardened: dict[str, str]) -> None:
+    enabled, profiles = hardened["apparmor"].split()
+    assert enabled == "Y"
+    assert int(profiles) > 0
+
+
+@pytest.mark.reboot
+def test_mount_options(hardened: dict[str, str], report: dict[str, Any], waived: set[str]) -> None:
+    found = {path: set(options.split(",")) for path, options in properties(hardened["mounts"], " ").items()}
+    wanted = {path: options for path, options in MOUNTS.items() if path in found and f"mounts:{path}" not in waived}
+    if report["profile"] == "strict" and "/tmp" in wanted:
+        wanted["/tmp"] = wanted["/tmp"] | {"noexec"}
+    assert "/dev/shm" in found
+    assert {path: options - found[path] for path, options in wanted.items() if options - found[path]} == {}

@@ -1,0 +1,230 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role hardening on a Debian that is not booted: what sshd, fail2ban, modprobe, nft and ufw make of its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.goldsmith.images.tests.support import root_tree
+
+pytestmark = pytest.mark.skipif(bool(root_tree.missing()), reason=root_tree.missing())
+
+ROLE = "goldsmith.images.hardening"
+# What the role would install; the tests are about what it writes. fail2ban's recommendations are left out.
+PACKAGES = (
+    *root_tree.PACKAGES,
+    "apparmor",
+    "auditd",
+    "fail2ban",
+    "iproute2",
+    "libpam-pwquality",
+    "nftables",
+    "openssh-server",
+    "python3-systemd",
+    "sudo",
+    "ufw",
+    "unattended-upgrades",
+)
+PROFILES = ("baseline", "kubernetes_node", "cml_host", "strict")
+ALL_SUITES = ["trixie", pytest.param("bookworm", marks=pytest.mark.slow_matrix)]
+
+_made: dict[str, root_tree.RootTree] = {}
+
+
+@pytest.fixture(params=ALL_SUITES)
+def tree(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> root_tree.RootTree:
+    suite = request.param
+    if suite not in _made:
+        _made[suite] = root_tree.bootstrap(tmp_path_factory.mktemp("hardening") / suite, suite, PACKAGES)
+    return _made[suite].copy(tmp_path / "tree")
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def report(tree: root_tree.RootTree) -> dict[str, Any]:
+    return json.loads((tree.path / "etc/image-hardening.json").read_text(encoding="utf-8"))
+
+
+def effective_sshd(tree: root_tree.RootTree, user: str = "debian") -> dict[str, str]:
+    """As the daemon would run for this user; a tree has no host keys and no /run/sshd."""
+    script = """\
+set -e
+mkdir -p /run/sshd
+[ -e /tmp/key ] || ssh-keygen -q -t ed25519 -N '' -f /tmp/key
+exec /usr/sbin/sshd -T -h /tmp/key -C "user=$1,host=client.example,addr=192.0.2.1"
+"""
+    lines = tree.run("sh", "-c", script, "sh", user).splitlines()
+    return {name: value for name, _space, value in (line.partition(" ") for line in lines)}
+
+
+def in_a_network_of_its_own(tree: root_tree.RootTree, script: str) -> str:
+    """The firewall must not touch that of the host."""
+    return tree.run("unshare", "--net", "sh", "-ec", script)
+
+
+def blocked(tree: root_tree.RootTree) -> set[str]:
+    configuration = tree.run("modprobe", "--showconfig")
+    return set(re.findall(r"^install (\S+) /bin/false$", configuration, re.MULTILINE))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile: str) -> None:
+    # A later user-data asked for passwords; somebody wants to route.
+    (tree.path / "etc/ssh/sshd_config.d/50-cloud-init.conf").write_text("PasswordAuthentication yes\n")
+    (tree.path / "etc/sysctl.d/99-router.conf").write_text("net.ipv4.ip_forward = 1\nkernel.sysrq = 1\n")
+
+    first_look = tree.play([ROLE], ansible_env, "--check", hardening_profile=profile)
+    assert first_look.code == 0, first_look.output
+    assert not (tree.path / "etc/image-hardening.json").exists()
+    assert not (tree.path / "etc/ssh/sshd_config.d/00-goldsmith.conf").exists()
+
+    first = tree.play([ROLE], ansible_env, hardening_profile=profile)
+    assert first.code == 0, first.output
+    second = tree.play([ROLE], ansible_env, hardening_profile=profile)
+    assert second.code == 0, second.output
+    assert second.recap["changed"] == 0, second.output
+
+    strict = profile == "strict"
+    sshd = effective_sshd(tree)
+    assert sshd["passwordauthentication"] == "no"
+    assert sshd["permitrootlogin"] == ("no" if strict else "without-password")
+    assert sshd["allowtcpforwarding"] == ("no" if strict else "local")
+    assert sshd["port"] == "22"
+
+    assert tree.run("fail2ban-client", "-t").strip().endswith("OK: configuration test is successful")
+    jails = tree.run("fail2ban-client", "-d")
+    assert set(re.findall(r"\['start', '(\S+)'\]", jails)) == {"sshd"}, jails
+    assert "['add', 'sshd', 'systemd']" in jails
+
+    assert {"cramfs", "dccp", "usb_storage"} <= blocked(tree)
+    assert not {"overlay", "br_netfilter", "vfat", "isofs"} & blocked(tree)
+    assert ("squashfs" in blocked(tree)) == strict
+    assert ("sctp" in blocked(tree)) == (profile in ("baseline", "strict"))
+
+    sysctl = (tree.path / "etc/sysctl.d/60-goldsmith-hardening.conf").read_text(encoding="utf-8")
+    assert "kernel.kptr_restrict = 2\n" in sysctl
+    assert ("net.ipv4.conf.all.forwarding" in sysctl) == strict
+    assert not re.search(r"^(/etc/sysctl\.conf)", first.output, re.MULTILINE)
+
+    rules = in_a_network_of_its_own(
+        tree, "nft -f /etc/nftables.d/goldsmith.nft; nft -f /etc/nftables.d/goldsmith.nft; nft list ruleset"
+    )
+    forward = {"kubernetes_node": "accept", "cml_host": "accept"}.get(profile, "drop")
+    assert f"hook forward priority filter; policy {forward};" in rules
+    assert "hook input priority filter; policy drop;" in rules
+    assert "tcp dport 22 accept" in rules
+    ports = {
+        "kubernetes_node": ["tcp dport 6443", "tcp dport 10250", "th dport 30000-32767", "udp dport 8472"],
+        "cml_host": ["tcp dport 1122", "tcp dport 9090", "tcp dport 443", "th dport 2000-7999"],
+    }
+    assert [port for port in ports.get(profile, []) if port not in rules] == []
+
+    units = ["goldsmith-firewall", "fail2ban", "auditd", "apparmor", "goldsmith-mount-options"]
+    assert tree.run("systemctl", "is-enabled", *units).split() == ["enabled"] * len(units)
+    verify = [f"/etc/systemd/system/goldsmith-{name}.service" for name in ("firewall", "mount-options")]
+    tree.run("systemd-analyze", "verify", *verify)
+    assert "-k identity" in (tree.path / "etc/audit/audit.rules").read_text(encoding="utf-8")
+    assert (tree.path / "etc/crontab").exists() is False or (tree.path / "etc/crontab").stat().st_mode & 0o77 == 0
+
+    found = report(tree)
+    assert found["profile"] == profile
+    assert {"sshd:PasswordAuthentication", "firewall", "fail2ban", "modules:cramfs"} <= set(found["applied"])
+    assert found["waived"] == []
+    conflicts = {entry["id"]: entry["reason"] for entry in found["conflicts"]}
+    assert "99-router.conf sorts later and says 1, not 0" in conflicts["sysctl:kernel.sysrq"]
+    assert ("firewall" in conflicts) == strict
+
+
+def test_waivers(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    waivers = [
+        {"id": "sshd:MaxAuthTries", "reason": "agents with many keys"},
+        {"id": "modules:cramfs", "reason": "an old installer"},
+        {"id": "sysctl:kernel.sysrq", "reason": "hung machines are rebooted by it"},
+        {"id": "auditd", "reason": "another agent records"},
+    ]
+    played = tree.play([ROLE], ansible_env, hardening_waivers=waivers, hardening_banner_enabled=False)
+    assert played.code == 0, played.output
+    assert effective_sshd(tree)["maxauthtries"] == "6"
+    assert "cramfs" not in blocked(tree)
+    assert not (tree.path / "etc/audit/rules.d/60-goldsmith.rules").exists()
+    found = report(tree)
+    assert sorted(entry["id"] for entry in found["waived"]) == sorted(entry["id"] for entry in waivers)
+    assert {"id": "banner", "reason": "switched off"} in found["skipped"]
+    assert not {"sshd:MaxAuthTries", "modules:cramfs", "auditd:sudoers"} & set(found["applied"])
+
+
+def test_what_is_asked_for_must_exist(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    unknown = tree.play([ROLE], ansible_env, hardening_waivers=[{"id": "sshd:MaxAuthTrys", "reason": "typo"}])
+    assert unknown.code != 0
+    assert "Ids that stand for nothing: sshd:MaxAuthTrys." in flat(unknown.output)
+    assert "sshd:MaxAuthTries, sshd:" in flat(unknown.output)
+    without = tree.play([ROLE], ansible_env, hardening_waivers=[{"id": "auditd", "reason": " "}])
+    assert without.code != 0
+    assert "has a reason" in flat(without.output)
+    profile = tree.play([ROLE], ansible_env, hardening_profile="paranoid")
+    assert profile.code != 0
+    assert "one of: baseline, kubernetes_node, cml_host, strict" in flat(profile.output)
+    assert not (tree.path / "etc/image-hardening.json").exists()
+
+
+def test_settings_that_win_over_the_role_are_found(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    # One sorts first, the other counts for one user only.
+    folder = tree.path / "etc/ssh/sshd_config.d"
+    (folder / "0-first.conf").write_text("X11Forwarding yes\n")
+    (folder / "60-root.conf").write_text("Match User root\n  PasswordAuthentication yes\n")
+    played = tree.play([ROLE], ansible_env)
+    assert played.code != 0
+    assert "sshd: x11forwarding is ['yes'] for nobody and should be ['no']" in played.output
+    assert "sshd: passwordauthentication is ['yes'] for root and should be ['no']" in played.output
+    assert "passwordauthentication is ['yes'] for nobody" not in played.output
+    assert not (tree.path / "etc/image-hardening.json").exists()
+
+
+def test_the_port_of_sshd_stays_open(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    (tree.path / "etc/ssh/sshd_config.d/10-port.conf").write_text("Port 2222\n")
+    played = tree.play([ROLE], ansible_env)
+    assert played.code == 0, played.output
+    rules = (tree.path / "etc/nftables.d/goldsmith.nft").read_text(encoding="utf-8")
+    assert "tcp dport 2222 accept" in rules
+    assert "dport 22 " not in rules
+    assert "port = 2222\n" in (tree.path / "etc/fail2ban/jail.d/zz-goldsmith.local").read_text(encoding="utf-8")
+
+
+def test_ufw_is_only_written(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    variables = {
+        "hardening_profile": "kubernetes_node",
+        "hardening_firewall": "ufw",
+        "hardening_firewall_allow": [
+            {"port": "8080", "source": "192.0.2.0/24"},
+            {"port": "9000-9010", "protocol": "both", "source": "2001:db8::/32"},
+        ],
+    }
+    host_before = tree.run("nft", "list", "ruleset", check=False)
+    played = tree.play([ROLE], ansible_env, **variables)
+    assert played.code == 0, played.output
+    assert tree.run("nft", "list", "ruleset", check=False) == host_before
+    assert tree.play([ROLE], ansible_env, **variables).recap["changed"] == 0
+    # Started where only this test sees it, ufw understands and loads what was written.
+    start = """\
+echo 1 >/proc/sys/net/ipv4/ip_forward
+init=$(ls /usr/lib/ufw/ufw-init /lib/ufw/ufw-init 2>/dev/null | head -1)
+$init start >&2
+ufw status verbose
+"""
+    status = in_a_network_of_its_own(tree, start)
+    assert "Default: deny (incoming), allow (outgoing), allow (routed)" in status
+    for port in ("22/tcp", "6443/tcp", "30000:32767/tcp", "30000:32767/udp"):
+        assert re.search(rf"^{port} +ALLOW IN +Anywhere", status, re.MULTILINE), status
+    assert re.search(r"^8080/tcp +ALLOW IN +192\.0\.2\.0/24", status, re.MULTILINE), status
+    assert re.search(r"^9000:9010/udp +ALLOW IN +2001:db8::/32", status, re.MULTILINE), status
+    assert re.search(r"^Anywhere on cni\+ +ALLOW IN", status, re.MULTILINE), status
