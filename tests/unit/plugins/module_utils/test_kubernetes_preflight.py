@@ -22,20 +22,7 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
     SystemdCgroup = true
 """
-PROGRAMS = [
-    "containerd",
-    "ip",
-    "iptables",
-    "mount",
-    "nsenter",
-    "ebtables",
-    "ethtool",
-    "socat",
-    "tc",
-    "touch",
-    "kubelet",
-    "kubeadm",
-]
+PROGRAMS = ("containerd", "ip", "iptables", "mount", "nsenter", "ebtables", "ethtool", "socat", "tc", "touch")
 
 
 def write(root: Path, path: str, text: str = "", mode: int = 0o644) -> None:
@@ -52,7 +39,7 @@ def package(name: str, version: str) -> str:
 @pytest.fixture
 def node(tmp_path: Path) -> Path:
     """A tree with everything that kubeadm asks for."""
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, "kubelet", "kubeadm"):
         write(tmp_path, f"usr/bin/{name}", mode=0o755)
     settings = [each.split("|")[0] for each in (*preflight.KERNEL_REQUIRED, *preflight.KERNEL_OPTIONAL)]
     write(tmp_path, f"boot/config-{KERNEL}", "".join(f"CONFIG_{each}=y\n" for each in settings))
