@@ -261,6 +261,45 @@ def apt_repository(
         _remove_key(home)
 
 
+@contextlib.contextmanager
+def signed_suite(folder: Path, suite: str, packages: Mapping[str, Path]) -> Iterator[AptRepository]:
+    """Serve a repository with a suite, `stable` as its only component, of packages made from *packages* (name -> tree)."""
+    pool, index = folder / "pool", folder / "dists" / suite
+    component = index / "stable" / "binary-amd64"
+    pool.mkdir(parents=True)
+    component.mkdir(parents=True)
+    home, key, fingerprint = make_key()
+    try:
+        for name, tree in packages.items():
+            control = tree / "DEBIAN" / "control"
+            control.parent.mkdir(mode=0o755)
+            control.write_text(
+                f"Package: {name}\nVersion: 2.0.0-1\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n"
+                "Conflicts: containerd, runc\nReplaces: containerd, runc\nProvides: containerd, runc\n"
+                f"Description: stand-in for {name}, for tests only\n"
+            )
+            command = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(pool / f"{name}.deb")]
+            subprocess.run(command, check=True, capture_output=True)
+
+        def ftparchive(*arguments: str, cwd: Path) -> str:
+            return subprocess.run(
+                ["apt-ftparchive", *arguments], cwd=cwd, check=True, capture_output=True, text=True
+            ).stdout
+
+        component.joinpath("Packages").write_text(ftparchive("packages", "pool", cwd=folder))
+        options = {"Suite": suite, "Codename": suite, "Components": "stable", "Architectures": "amd64"}
+        fields = [
+            word for name, value in options.items() for word in ("-o", f"APT::FTPArchive::Release::{name}={value}")
+        ]
+        release = ftparchive(*fields, "release", ".", cwd=index)
+        index.joinpath("Release").write_text(release)
+        _gpg(home, "--clearsign", "--output", str(index / "InRelease"), str(index / "Release"))
+        with serve(folder) as port:
+            yield AptRepository(folder, key, fingerprint, port)
+    finally:
+        _remove_key(home)
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     with apt_repository(folder, port=int(sys.argv[2]) if len(sys.argv) > 2 else 0) as repository:
