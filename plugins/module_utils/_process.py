@@ -11,7 +11,7 @@ Every process of a run is known in two ways: by its process group, which takes a
 variable with a random token, which also finds what has left the group (setsid) or lost its parent. Neither ever names
 a foreign process.
 
-A small forked guard waits at the end of a pipe. When the supervisor disappears without saying goodbye, SIGKILL
+A small forked guard waits at the end of a socket. When the supervisor disappears without saying goodbye, SIGKILL
 included, the guard ends the run's processes and removes its private files.
 """
 
@@ -24,7 +24,9 @@ import select
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 import typing as t
 import uuid
@@ -85,6 +87,14 @@ def members(token: str, group: int = 0) -> list[int]:
     return found
 
 
+def group_of(pid: int) -> int:
+    """The process group; 0 when the process has ended."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 def command_of(token: str, prefix: str) -> list[str]:
     """Command line of a process of the run whose program name starts with the prefix; not of a mere "-version" call."""
     commands = [_read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0") for pid in members(token)]
@@ -107,6 +117,7 @@ def send_group(group: int, signum: int) -> None:
 def end_members(token: str, grace: float, group: int = 0) -> bool:
     """End every process of the run: SIGTERM, the grace period, SIGKILL. True when SIGKILL was needed."""
     told: set[int] = set()
+    told_groups: set[int] = set()
     kill_at = time.monotonic() + grace
     give_up_at = kill_at + 5.0
     killed = False
@@ -119,8 +130,14 @@ def end_members(token: str, grace: float, group: int = 0) -> bool:
             killed = killed or bool(found)
             send(found, signal.SIGKILL)
         else:
-            send([pid for pid in found if pid not in told], signal.SIGTERM)
-            told.update(found)
+            # Whole groups in one call: told one after the other, a parent sees its child end and goes on. They hold
+            # nobody else, for a run begins with a session of its own.
+            new = {pid: group_of(pid) for pid in found if pid not in told}
+            send([pid for pid, number in new.items() if number in told_groups], signal.SIGTERM)
+            for number in set(new.values()) - told_groups - {0}:
+                send_group(number, signal.SIGTERM)
+            told.update(new)
+            told_groups.update(new.values())
         time.sleep(0.05)
     return killed
 
@@ -147,7 +164,8 @@ class Guard:
     """A forked process that cleans up when this one dies without having said goodbye."""
 
     def __init__(self, token: str, grace: float, keep_fds: t.Sequence[int] = ()) -> None:
-        self._read, self._write = os.pipe()
+        # One message at a time: the death of this process never leaves half of one.
+        self._orders, self._ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
             try:
@@ -155,7 +173,7 @@ class Guard:
             finally:
                 # Never return into the caller's code: its handlers and exit hooks belong to the parent.
                 os._exit(0)
-        os.close(self._read)
+        self._orders.close()
 
     def _child(self, token: str, grace: float, keep_fds: t.Sequence[int]) -> None:
         os.setsid()
@@ -165,32 +183,55 @@ class Guard:
         for number in (0, 1, 2):
             os.dup2(devnull, number)
         # Whoever waits for the end of the parent's output must not wait for this process.
-        kept = {0, 1, 2, self._read, *keep_fds}
+        kept = {0, 1, 2, self._orders.fileno(), *keep_fds}
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in kept:
                 with contextlib.suppress(OSError):
                     os.close(int(name))
-        orders: list[tuple[str, str]] = []
-        with os.fdopen(self._read, encoding="ascii") as stream:
-            for line in stream:
-                if line == "done\n":
-                    return
-                if line.endswith("\n"):  # else the parent died in the middle of it
-                    orders.append(tuple(json.loads(line)))
+        restores: list[tuple[str, str]] = []
+        pipes: list[int] = []
+        while True:
+            message, descriptors, _flags, _address = socket.recv_fds(self._orders, 1 << 16, 2)
+            if message == b"done":
+                return
+            if not message:
+                break
+            if descriptors:
+                for number in pipes:
+                    os.close(number)
+                pipes = list(descriptors)
+            else:
+                restores.append(tuple(json.loads(message)))
+        threading.Thread(target=_drain, args=(pipes,), daemon=True).start()
         end_members(token, grace)
-        for path, backup in orders:
+        for path, backup in restores:
             restore_path(path, backup)
 
     def restore(self, path: str, backup: str) -> None:
         """Also do this in case of need."""
-        os.write(self._write, (json.dumps([path, backup]) + "\n").encode("ascii"))
+        self._ours.send(json.dumps([path, backup]).encode("ascii"))
+
+    def read_on(self, pipes: t.Sequence[int]) -> None:
+        """In case of need, read these to their end: a program that nobody listens to dies before it has cleaned up."""
+        socket.send_fds(self._ours, [b"pipes"], pipes)
 
     def dismiss(self) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._write, b"done\n")
-        os.close(self._write)
+            self._ours.send(b"done")
+        self._ours.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+
+
+def _drain(pipes: t.Sequence[int]) -> None:
+    with selectors.DefaultSelector() as selector:
+        for number in pipes:
+            selector.register(number, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _mask in selector.select():
+                with contextlib.suppress(BlockingIOError):
+                    if not os.read(key.fd, 1 << 16):
+                        selector.unregister(key.fd)
 
 
 class Supervisor:
@@ -285,6 +326,7 @@ class Supervisor:
         )
         stopper = _Stopper(proc.pid, self.token, self.grace)
         try:
+            self._guard.read_on([stream.fileno() for stream in (proc.stdout, proc.stderr) if stream is not None])
             self._follow(proc, stopper, on_line, deadline)
             leftovers = self._settle(proc, stopper)
         except BaseException:
