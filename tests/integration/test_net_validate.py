@@ -354,7 +354,7 @@ def test_inspecting_proxy_is_told_by_its_certificates(net: Net) -> None:
         http=[
             {**options, "expect_issuer": "Inspecting"},
             {**options, "url": "https://www.example.test/hello", "expect_issuer": "Somebody else"},
-        ],  # fmt: skip
+        ],
         ca_path=str(net.folder / "nginx" / "both.pem"),
         **NOTHING_LOCAL,
     )
