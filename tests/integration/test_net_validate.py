@@ -589,7 +589,7 @@ def test_examples(net: Net) -> None:
     runs = [task["goldsmith.images.net_validate"] or {} for task in tasks if "goldsmith.images.net_validate" in task]
     assert len(runs) >= 6
     for params in runs:
-        report = net.island.validate(**{**params, "timeout": 1, "retries": 0, "fail_on": []})
+        report = net.island.validate(**{**params, "timeout": 0.5, "retries": 0, "fail_on": []})
         assert not report["ok"], report
         assert "internal" not in [entry["error_class"] for entry in report["checks"]], report
 
