@@ -144,7 +144,8 @@ def run(options: t.Mapping[str, t.Any]) -> int:
     return 1 if bad else 0
 
 
-def main() -> t.NoReturn:
+def main() -> int:
+    """The exit status: 0 passed, 1 failed, 2 the configuration is not possible."""
     parser = argparse.ArgumentParser(description="Check the network, KVM and cloud-init of this boot.")
     parser.add_argument("--config", default=CONFIG, help="the checks and where to tell of them (default: %(default)s)")
     parser.add_argument("--validate", action="store_true", help="only say whether the configuration is possible")
@@ -152,5 +153,6 @@ def main() -> t.NoReturn:
     try:
         options = load(arguments.config)
     except InputError as exc:
-        sys.exit(f"boot checks: {exc}")
-    sys.exit(0 if arguments.validate else run(options))
+        print(f"boot checks: {exc}", file=sys.stderr)
+        return 2
+    return 0 if arguments.validate else run(options)

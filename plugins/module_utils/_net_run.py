@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import subprocess
@@ -34,13 +35,21 @@ def run(checks: t.Sequence[Check], timeout: float, retries: int = 0, parallel: i
     The threads are daemons: one that hangs in the C library's resolver is left behind and keeps nobody waiting.
     """
     whole = Deadline(timeout)
-    slots = threading.Semaphore(parallel)
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Result]] = queue.SimpleQueue()
     waits = [Deadline(timeout) for _check in checks]
-    for number, check in enumerate(checks):
-        threading.Thread(
-            target=_run_one, args=(number, check, timeout, retries, whole, waits, slots, done), daemon=True
-        ).start()
+    for number, wait in enumerate(waits):
+        wait.waiting_for = ("timeout", "not begun: there are more checks than may run at the same time (parallel)")
+        todo.put(number)
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while whole.remaining() > 0:
+                number = todo.get_nowait()
+                done.put((number, _run_one(number, checks[number], retries, whole, timeout / (retries + 1), waits)))
+
+    for _worker in range(min(parallel, len(checks))):
+        threading.Thread(target=work, daemon=True).start()
     results: dict[int, Result] = {}
     while len(results) < len(checks):
         try:
@@ -55,30 +64,19 @@ def run(checks: t.Sequence[Check], timeout: float, retries: int = 0, parallel: i
     ]
 
 
-def _run_one(
-    number: int,
-    check: Check,
-    timeout: float,
-    retries: int,
-    whole: Deadline,
-    waits: list[Deadline],
-    slots: threading.Semaphore,
-    done: queue.SimpleQueue[tuple[int, Result]],
-) -> None:
-    # Attempts are spread evenly over the time there is: one that fails at once is not repeated at once.
-    share = timeout / (retries + 1)
-    with slots:
-        for attempt in range(1, retries + 2):
-            start = time.monotonic()
-            waits[number] = Deadline(min(share, whole.remaining()))
-            outcome = _attempt(check, waits[number])
-            result = _result(check, outcome, milliseconds(start), attempt)
-            if result.status in ("pass", "skip") or attempt > retries:
-                break
-            time.sleep(min(waits[number].remaining(), whole.remaining()))
-            if whole.remaining() <= 0:
-                break
-    done.put((number, result))
+def _run_one(number: int, check: Check, retries: int, whole: Deadline, share: float, waits: list[Deadline]) -> Result:
+    """As many attempts as there may be, spread evenly: one that fails at once is not repeated at once."""
+    attempt = 0
+    while True:
+        attempt += 1
+        start = time.monotonic()
+        waits[number] = Deadline(min(share, whole.remaining()))
+        result = _result(check, _attempt(check, waits[number]), milliseconds(start), attempt)
+        if result.status in ("pass", "skip") or attempt > retries:
+            return result
+        time.sleep(waits[number].remaining())
+        if whole.remaining() <= 0:
+            return result
 
 
 def run_here(check: Check, timeout: float) -> Result:

@@ -117,11 +117,23 @@ class Net:
         certificates.write(folder)
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, server=SERVER))
         nginx = self.server.start("nginx", "-c", folder / "nginx.conf", "-e", folder / "error.log")
-        dnsmasq = ["dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--user=root", "--bind-interfaces",
-                   "--pid-file=", "--log-facility=-"]  # fmt: skip
-        names = [f"--host-record=www.example.test,{SERVER},2001:db8:2::2", f"--address=/amazonaws.com/{SERVER}",
-                 f"--host-record=four.example.test,{SERVER}", "--host-record=portal.example.test,192.0.2.1",
-            f"--addn-hosts={hosts}"]  # fmt: skip
+        dnsmasq = [
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--no-hosts",
+            "--no-resolv",
+            "--user=root",
+            "--bind-interfaces",
+            "--pid-file=",
+            "--log-facility=-",
+        ]
+        names = [
+            f"--host-record=www.example.test,{SERVER},2001:db8:2::2",
+            f"--address=/amazonaws.com/{SERVER}",
+            f"--host-record=four.example.test,{SERVER}",
+            "--host-record=portal.example.test,192.0.2.1",
+            f"--addn-hosts={hosts}",
+        ]
         self.server.start(
             *dnsmasq, "--conf-file=/dev/null", "--local=/#/", *names, f"--listen-address={SERVER},2001:db8:2::2"
         )

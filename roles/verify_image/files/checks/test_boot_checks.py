@@ -56,11 +56,9 @@ def test_they_run_at_every_boot_and_end(checks: dict[str, str]) -> None:
 
 
 @pytest.mark.reboot
-def test_the_unit_s_state_is_the_verdict(checks: dict[str, str], report: dict[str, Any]) -> None:
+def test_the_unit_s_state_is_the_verdict(checks: dict[str, str]) -> None:
     state = properties(checks["unit"])["ActiveState"]
     assert state == ("failed" if "boot checks: FAILED" in checks["log"] else "active")
-    if not report["ok"]:
-        assert state == "failed", "the checks failed and the unit does not show it"
 
 
 @pytest.mark.reboot

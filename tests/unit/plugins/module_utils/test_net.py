@@ -28,7 +28,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils import (
     _net_targets,
     _net_time,
 )
-from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Check, InputError, Problem
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Check, Finding, InputError, Problem
 
 UTILS = Path(_net_plan.__file__).parent
 
@@ -134,7 +134,7 @@ def test_unexpected_error_of_one_check_is_told_and_costs_no_other() -> None:
     def broken(_deadline: object) -> Any:
         raise KeyError("field")
 
-    good = Check("tcp", "good", lambda _deadline: _net_link.Finding("fine", "tcp"))
+    good = Check("tcp", "good", lambda _deadline: Finding("fine", "tcp"))
     results = _net_run.run([Check("tcp", "bad", broken), good], timeout=5)
     assert [(result.status, result.error_class) for result in results] == [("fail", "internal"), ("pass", None)]
     assert "KeyError" in results[0].detail
@@ -151,6 +151,16 @@ def test_check_that_hangs_is_left_behind_at_the_deadline() -> None:
         "dns_timeout",
         "the resolver has not answered",
     )
+
+
+def test_check_whose_turn_does_not_come_says_so() -> None:
+    def slow(_deadline: object) -> Finding:
+        time.sleep(1)
+        return Finding("late", "tcp")
+
+    results = _net_run.run([Check("tcp", "x", slow), Check("tcp", "y", slow)], timeout=0.2, parallel=1)
+    assert [result.status for result in results] == ["fail", "fail"]
+    assert "not begun" in results[1].detail and "not begun" not in results[0].detail
 
 
 def link(**more: Any) -> dict[str, Any]:
