@@ -40,7 +40,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.goldsmith.images.plugins.module_utils._cml_gui import LEVELS
+from ansible_collections.goldsmith.images.plugins.module_utils._cml_gui import BROWSER, LEVELS, way_to
 
 Row = dict[str, str]
 #: A certificate that ends sooner is worth a warning.
@@ -49,17 +49,18 @@ DAYS = 14
 
 def cml_check_rows(result: t.Mapping[str, t.Any], level: str) -> list[Row]:
     """Return the rows of a table."""
-    if level not in LEVELS or "state" not in result:
+    if level not in {*LEVELS, *BROWSER} or "state" not in result:
         raise AnsibleFilterError(f"cml_check_rows: needs a result of cml_gui_check and one of {', '.join(LEVELS)}")
-    reached = -1 if result["level"] is None else LEVELS.index(result["level"])
+    way = way_to(level)
+    reached = -1 if result["level"] is None else way.index(result["level"])
     rows = []
-    for number, name in enumerate(LEVELS[: LEVELS.index(level) + 1]):
+    for number, name in enumerate(way):
         if number <= reached:
             rows.append(_row(name, "pass", _found(name, result)))
         elif number == reached + 1:
             rows.append(_row(name, "fail", _reason(result)))
         else:
-            rows.append(_row(name, "skip", f"{LEVELS[reached + 1]} comes first"))
+            rows.append(_row(name, "skip", f"{way[reached + 1]} comes first"))
         if name == "tcp" and result["certificate"]:
             rows.append(_certificate(result["certificate"]))
     for problem in result["problems"]:
@@ -81,7 +82,13 @@ def _found(level: str, result: t.Mapping[str, t.Any]) -> str:
         return f"{result['page']['url']}: status {result['page']['status']}, {result['page']['title'] or 'no title'}"
     if level == "api":
         return f"{result['api']['url']}: version {result['version']}"
-    return {"tcp": "accepts connections", "ready": "true", "auth": "accepted", "health": "healthy and licensed"}[level]
+    return {
+        "tcp": "accepts connections",
+        "browser": "can be used to log in",
+        "ready": "true",
+        "auth": "accepted",
+        "health": "healthy and licensed",
+    }[level]
 
 
 def _reason(result: t.Mapping[str, t.Any]) -> str:

@@ -16,7 +16,7 @@ import time
 import typing as t
 import urllib.parse
 
-from ansible_collections.goldsmith.images.plugins.module_utils import _cml_health, _https_client
+from ansible_collections.goldsmith.images.plugins.module_utils import _cml_browser, _cml_health, _https_client
 from ansible_collections.goldsmith.images.plugins.module_utils._cml_version import Expectation, parse_version
 from ansible_collections.goldsmith.images.plugins.module_utils._https_client import (
     Answer,
@@ -29,6 +29,8 @@ from ansible_collections.goldsmith.images.plugins.module_utils._https_client imp
 from ansible_collections.goldsmith.images.plugins.module_utils._redact import Redactor
 
 LEVELS = ("tcp", "web", "api", "ready", "auth", "health")
+#: Beside the others: it needs the page, and no API.
+BROWSER = ("tcp", "web", "browser")
 API = "/api/v0"
 LIMIT_BODY = 256 * 1024
 LIMIT_PAGE = 64 * 1024
@@ -51,6 +53,7 @@ HINTS = {
     "the host first). validate_certs=false trusts anybody.",
     "web_only": "A web server answers, but not CML's API: see that this is the CML host, that no proxy or other "
     "virtual host answers in its place, and that CML is installed (package virl2 or cml2).",
+    "page_broken": "The start page is served, but nobody can log in there: open it, and look at the browser's console.",
     "backend_down": "The web server is up, the controller behind it is not. It takes up to 10 minutes to start; "
     "after that see 'systemctl status virl2.target virl2-controller' and /var/log/virl2 on the host.",
     "not_ready": "The controller runs, but no compute host can start nodes yet. If this lasts, run kvm_check on the "
@@ -95,6 +98,7 @@ class Wanted:
     version: Expectation | None = None
     ports: t.Sequence[int] = ()
     kvm_usable: bool | None = None
+    browser_path: str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout <= 0 or self.interval <= 0:
@@ -102,11 +106,11 @@ class Wanted:
             raise CmlError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if self.wait < 0:
             raise CmlError(f"wait must not be less than 0, but is {self.wait}")
-        if _rank(self.level) >= _rank("auth") and not (self.username and self.password):
+        if self.level in ("auth", "health") and not (self.username and self.password):
             raise CmlError(
                 f"level {self.level} needs username and password (or CML_USERNAME and CML_PASSWORD in the environment)"
             )
-        if self.version is not None and _rank(self.level) < _rank("api"):
+        if self.version is not None and self.level in ("tcp", "web", "browser"):
             raise CmlError(f"expect_version contradicts level {self.level}: the API tells the version, so api at least")
         bad = [port for port in self.ports if not 0 < port < 65536]
         if bad:
@@ -123,6 +127,7 @@ class Seen:
     error: str | None = None
     final: bool = False
     page: dict[str, t.Any] | None = None
+    browser: _cml_browser.Page | None = None
     api: dict[str, t.Any] | None = None
     version: str | None = None
     ready: bool | None = None
@@ -133,8 +138,9 @@ class Seen:
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
-def _rank(level: str | None) -> int:
-    return -1 if level is None else LEVELS.index(level)
+def way_to(level: str) -> tuple[str, ...]:
+    """The levels to go through, this one at the end."""
+    return BROWSER if level == "browser" else LEVELS[: LEVELS.index(level) + 1]
 
 
 class Check:
@@ -174,7 +180,7 @@ class Check:
                 seen.final = error.kind in _TLS_KINDS
                 seen.certificate = error.certificate or seen.certificate
             except socket.timeout:
-                seen.state = "backend_down" if _rank(seen.level) >= _rank("web") else "no_web"
+                seen.state = "no_web" if seen.level in (None, "tcp") else "backend_down"
                 seen.text, seen.error = f"{self.wanted.place}: no complete answer in time", "timeout"
             seen.ports = [port.result() for port in ports]
         self._judge(seen)
@@ -183,10 +189,17 @@ class Check:
     # --- one level after the other ----------------------------------------------------------------------------------
 
     def _climb(self, seen: Seen, deadline: Deadline) -> None:
-        wanted = self.wanted
-        steps = (self._tcp, self._web, self._api, self._ready, self._auth, self._health)
-        for level, step in zip(LEVELS[: _rank(wanted.level) + 1], steps):
-            step(seen, deadline)
+        steps = {
+            "tcp": self._tcp,
+            "web": self._web,
+            "browser": self._browser,
+            "api": self._api,
+            "ready": self._ready,
+            "auth": self._auth,
+            "health": self._health,
+        }
+        for level in way_to(self.wanted.level):
+            steps[level](seen, deadline)
             seen.level = level
 
     def _tcp(self, seen: Seen, deadline: Deadline) -> None:
@@ -196,13 +209,25 @@ class Check:
     def _web(self, seen: Seen, deadline: Deadline) -> None:
         answer = self._get("/", seen, deadline, limit=LIMIT_PAGE)
         seen.page = {**_summary(answer), "title": _title(answer)}
+        self._place = answer.place
         seen.state = "web"
-        if self.wanted.level != "web":
+        if self.wanted.level not in ("web", "browser"):
             return  # the backend of a host answers without having pages
         if answer.status >= 500:
             raise _NotYet("backend_down", f"{answer.place}/ answers with status {answer.status}")
         if answer.status != 200 or answer.content_type != "text/html":
             raise _NotYet("web_only", f"{answer.place}/ is not a page: {_said(answer)}")
+
+    def _browser(self, seen: Seen, deadline: Deadline) -> None:
+        trusted_otherwise = not self.wanted.trust.validate or self.wanted.trust.ca_path or self.wanted.trust.fingerprint
+        try:
+            seen.browser = _cml_browser.look(
+                self._place, "/", deadline, self.wanted.browser_path, ignore_certificates=bool(trusted_otherwise)
+            )
+        except _cml_browser.BrowserError as error:
+            raise CmlError(str(error)) from error
+        if seen.browser.problems:
+            raise _NotYet("page_broken", f"{self._place}/: " + "; ".join(seen.browser.problems))
 
     def _api(self, seen: Seen, deadline: Deadline) -> None:
         answer = self._get(f"{API}/system_information", seen, deadline)
@@ -306,7 +331,7 @@ class Check:
 
     def _judge(self, seen: Seen) -> None:
         wanted = self.wanted
-        if _rank(seen.level) < _rank(wanted.level):
+        if seen.level != wanted.level:
             seen.problems.append(f"level {wanted.level} is not reached ({seen.state}): {seen.text}")
         if wanted.version is not None and seen.version is not None:
             try:
@@ -326,7 +351,7 @@ class Check:
                 )
 
     def _report(self, seen: Seen, elapsed: float) -> dict[str, t.Any]:
-        if _rank(seen.level) < _rank(self.wanted.level):
+        if seen.level != self.wanted.level:
             hint = HINTS.get(seen.obstacle or seen.state, "")
         else:
             hint = HINTS["ports"] if any(problem.startswith("port ") for problem in seen.problems) else ""
@@ -340,6 +365,7 @@ class Check:
             "problems": clean(seen.problems),
             "hint": hint,
             "page": clean(seen.page),
+            "browser": clean(dataclasses.asdict(seen.browser)) if seen.browser else None,
             "api": clean(seen.api),
             "version": clean(seen.version),
             "ready": seen.ready,

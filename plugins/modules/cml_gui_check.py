@@ -18,6 +18,8 @@ description:
     compute host can run VMs.
   - Every answer is read within the time and up to a size. Nothing is sent anywhere but to O(host), not even after a
     redirect, and no proxy is used.
+requirements:
+  - playwright and Chromium for O(level=browser)
 extends_documentation_fragment:
   - goldsmith.images.attributes
 attributes:
@@ -49,6 +51,11 @@ options:
     choices:
       tcp: The port accepts connections.
       web: The start page is there.
+      browser:
+        - The start page renders in a real Chromium, has the fields for user name and password, and no error. After
+          V(web), and not part of the levels below.
+        - Needs the Python library playwright and Chromium where the module runs. The most useful place is the Ansible
+          controller (C(delegate_to)).
       api: The API answers without a log-in, and says its version.
       ready: The API says that it is ready, which means that a compute host can start nodes.
       auth: O(username) and O(password) are accepted.
@@ -99,6 +106,11 @@ options:
         a range.
       - A version before a release, such as 2.9.0-dev0, is less than the release. The build is not compared.
     type: str
+  browser_path:
+    description:
+      - The browser for O(level=browser). Without it C(chromium-headless-shell), C(chromium), C(chromium-browser) or
+        C(google-chrome) from the search path is taken.
+    type: path
   check_ports:
     description:
       - Ports of the host that must accept connections too. A CML host has V(443), V(80), V(1122) (its SSH), V(22) (the
@@ -152,7 +164,8 @@ ok:
 state:
   description:
     - V(unreachable) (no address, no route or no answer), V(refused), V(no_web) (no web server answers on the port),
-      V(tls_error), V(reachable) (all that level V(tcp) wants), V(web) (all that level V(web) wants).
+      V(tls_error), V(reachable) (all that level V(tcp) wants), V(web) (all that V(web) and V(browser) want),
+      V(page_broken) (the start page cannot be used in a browser).
     - V(web_only) (a web server that does not serve the API), V(backend_down) (the web server is up and the controller
       behind it is not), V(not_ready), V(ready).
     - V(auth_failed), V(licensed_no), V(unhealthy), V(ok).
@@ -213,6 +226,32 @@ page:
       type: str
       returned: for the start page
       sample: Cisco Modeling Labs
+browser:
+  description: The start page as Chromium shows it.
+  returned: always, null below level V(browser)
+  type: dict
+  contains:
+    title:
+      description: Its title.
+      type: str
+      returned: always
+      sample: Cisco Modeling Labs
+    user_field:
+      description: Whether a field for the user name is visible.
+      type: bool
+      returned: always
+      sample: true
+    password_field:
+      description: Whether a field for the password is visible.
+      type: bool
+      returned: always
+      sample: true
+    errors:
+      description: Errors on the page's console, of its scripts, and of requests, those to other hosts included.
+      type: list
+      elements: str
+      returned: always
+      sample: []
 api:
   description: The answer on the path of the API, with the keys of RV(page) except the title.
   returned: always, null below level V(api)
@@ -398,6 +437,7 @@ def read_parameters(params: t.Mapping[str, t.Any]) -> _cml_gui.Wanted:
         version=version,
         ports=params["check_ports"],
         kvm_usable=params["kvm_usable"],
+        browser_path=params["browser_path"],
     )
 
 
@@ -406,7 +446,7 @@ def main() -> t.NoReturn:
         argument_spec={
             "host": {"type": "str", "required": True, "aliases": ["url"], "fallback": (env_fallback, ["CML_HOST"])},
             "port": {"type": "int"},
-            "level": {"type": "str", "choices": list(_cml_gui.LEVELS), "default": "ready"},
+            "level": {"type": "str", "choices": [*_cml_gui.BROWSER, *_cml_gui.LEVELS[2:]], "default": "ready"},
             "fail": {"type": "bool", "default": False},
             "username": {"type": "str", "fallback": (env_fallback, ["CML_USERNAME"])},
             "password": {"type": "str", "no_log": True, "fallback": (env_fallback, ["CML_PASSWORD"])},
@@ -419,6 +459,7 @@ def main() -> t.NoReturn:
             "expect_version": {"type": "str"},
             "check_ports": {"type": "list", "elements": "int", "default": []},
             "kvm_usable": {"type": "bool"},
+            "browser_path": {"type": "path"},
         },
         supports_check_mode=True,
     )

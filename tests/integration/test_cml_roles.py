@@ -1,7 +1,7 @@
 # Copyright: Contributors to the goldsmith.images project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The roles of the CML image in a Debian that is not booted: packages, files, installer."""
+"""The installer and the roles of the CML image in a Debian that is not booted."""
 
 from __future__ import annotations
 
@@ -56,29 +56,43 @@ def checksum(path: Path) -> str:
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> root_tree.RootTree:
-    """A tree with the packages: installing them takes longest, and every test needs them."""
-    return root_tree.pristine(tmp_path_factory).copy(tmp_path_factory.mktemp("cml") / "tree")
+@pytest.fixture
+def bare(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> root_tree.RootTree:
+    """A tree with the installer and a package, and nothing else of the role."""
+    tree = root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
+    program = tree.path / INSTALLER.lstrip("/")
+    program.parent.mkdir(parents=True)
+    shutil.copy(CHECKOUT / "roles/cml_host/files/install.sh", program)
+    program.chmod(0o755)
+    provision = tree.path / "provision"
+    provision.mkdir()
+    provide(tree, make_package(tmp_path))
+    return tree
+
+
+def provide(tree: root_tree.RootTree, package: Path) -> None:
+    shutil.copy(package, tree.path / "provision")
+    line = f"{checksum(package).removeprefix('sha256:')}  {package.name}\n"
+    (tree.path / "provision/SHA256SUMS").write_text(line)
 
 
 @pytest.fixture(scope="module")
-def tree(
-    prepared: root_tree.RootTree, ansible_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> root_tree.RootTree:
-    """The role was applied, with a package from the controller's disk."""
+def tree(ansible_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> root_tree.RootTree:
+    """The role was applied, with a package from the controller's disk: all of KVM and libvirt, so it takes its time."""
+    tree = root_tree.pristine(tmp_path_factory).copy(tmp_path_factory.mktemp("cml") / "tree")
     package = make_package(tmp_path_factory.mktemp("package"))
     variables: dict[str, Any] = {"cml_host_package": str(package), "cml_host_package_checksum": checksum(package)}
-    look = prepared.play([ROLE], ansible_env, "--check", **variables)
+    look = tree.play([ROLE], ansible_env, "--check", **variables)
     assert look.code == 0, look.output
-    assert not (prepared.path / "provision").exists()
-    first = prepared.play([ROLE], ansible_env, **variables)
+    assert not (tree.path / "provision").exists()
+    first = tree.play([ROLE], ansible_env, **variables)
     assert first.code == 0, first.output
-    second = prepared.play([ROLE], ansible_env, **variables)
+    second = tree.play([ROLE], ansible_env, **variables)
     assert second.code == 0 and second.recap["changed"] == 0, second.output
-    return prepared
+    return tree
 
 
+@pytest.mark.slow_matrix
 def test_host_is_prepared(tree: root_tree.RootTree) -> None:
     units = ["libvirtd", "NetworkManager", "cml-network-unpin", "cml-install", "serial-getty@ttyS0"]
     assert tree.run("systemctl", "is-enabled", *units, check=False).split() == ["enabled"] * len(units)
@@ -91,16 +105,26 @@ def test_host_is_prepared(tree: root_tree.RootTree) -> None:
     assert "nested=1" in tree.run("modprobe", "--showconfig")
 
 
-def test_installer_installs_once(tree: root_tree.RootTree, tmp_path: Path) -> None:
-    copy = tree.copy(tmp_path / "tree")
-    copy.run(INSTALLER)
-    assert copy.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}", "cml2").strip() == "ii"
-    marker = copy.path / "var/lib/goldsmith-images/cml-installed"
+def test_installer_installs_once(bare: root_tree.RootTree) -> None:
+    bare.run(INSTALLER)
+    assert bare.run("dpkg-query", "--show", "--showformat=${db:Status-Abbrev}", "cml2").strip() == "ii"
+    marker = bare.path / "var/lib/goldsmith-images/cml-installed"
     assert marker.read_text() == "cml2\t2.9.1-7\n"
     # A second start does nothing, even when the package is gone.
-    shutil.rmtree(copy.path / "provision")
-    copy.run(INSTALLER)
-    assert not (copy.path / "etc/issue.d/cml-install.issue").exists()
+    shutil.rmtree(bare.path / "provision")
+    bare.run(INSTALLER)
+    assert not (bare.path / "etc/issue.d/cml-install.issue").exists()
+
+
+def test_installer_takes_a_single_deb_and_succeeds_after_a_failure(bare: root_tree.RootTree, tmp_path: Path) -> None:
+    [package] = (bare.path / "provision").glob("*.pkg")
+    subprocess.run(["tar", "-C", tmp_path, "-xf", package], check=True)
+    package.unlink()
+    assert "there is no .pkg or .deb" in bare.run("sh", "-c", f"{INSTALLER} 2>&1", check=False)
+    assert (bare.path / "etc/issue.d/cml-install.issue").exists()
+    provide(bare, next(tmp_path.glob("*.deb")))
+    bare.run(INSTALLER)
+    assert not (bare.path / "etc/issue.d/cml-install.issue").exists()
 
 
 @pytest.mark.parametrize(
@@ -108,46 +132,39 @@ def test_installer_installs_once(tree: root_tree.RootTree, tmp_path: Path) -> No
     [
         ("changed", "does not match"),
         ("not listed", "has no line for"),
-        ("missing", "there is no .pkg or .deb"),
         ("two", "more than one package"),
         ("script", "FAILED (exit status 100)"),
         ("other name", "the package cml2 is not installed"),
         ("empty", "holds no .deb"),
     ],
 )
-def test_failed_installation_is_loud(tree: root_tree.RootTree, tmp_path: Path, damage: str, message: str) -> None:
-    copy = tree.copy(tmp_path / "tree")
-    provision = copy.path / "provision"
+def test_failed_installation_is_loud(bare: root_tree.RootTree, tmp_path: Path, damage: str, message: str) -> None:
+    provision = bare.path / "provision"
     [package] = provision.glob("*.pkg")
-    sums = provision / "SHA256SUMS"
     if damage == "changed":
         package.write_bytes(package.read_bytes() + b"\0" * 512)
     elif damage == "not listed":
-        sums.write_text(f"{hashlib.sha256(sums.read_bytes()).hexdigest()}  /dev/null\n".replace("/dev/null", "other"))
         (provision / "other").write_bytes(b"")
-        sums.write_text(f"{hashlib.sha256(b'').hexdigest()}  other\n")
-    elif damage == "missing":
-        package.unlink()
+        (provision / "SHA256SUMS").write_text(f"{hashlib.sha256(b'').hexdigest()}  other\n")
     elif damage == "two":
         (provision / "zz.deb").write_bytes(b"")
     else:
         package.unlink()
-        if damage == "script":
-            new = make_package(tmp_path, script="exit 3")
-        elif damage == "other name":
-            new = make_package(tmp_path, name="other-name")
-        else:
-            new = tmp_path / "empty.pkg"
+        (tmp_path / "new").mkdir()
+        if damage == "empty":
+            new = tmp_path / "new/empty.pkg"
             subprocess.run(["tar", "-cf", new, "-T", "/dev/null"], check=True)
-        shutil.copy(new, provision)
-        sums.write_text(f"{checksum(new).removeprefix('sha256:')}  {new.name}\n")
-    output = copy.run("sh", "-c", f"{INSTALLER} 2>&1; echo exit $?")
+        else:
+            changes = {"script": {"script": "exit 3"}, "other name": {"name": "other-name"}}[damage]
+            new = make_package(tmp_path / "new", **changes)
+        provide(bare, new)
+    output = bare.run("sh", "-c", f"{INSTALLER} 2>&1; echo exit $?")
     assert message in output
     assert "NOT installed" in output
     assert not output.rstrip().endswith("exit 0")
-    assert "NOT installed" in (copy.path / "etc/issue.d/cml-install.issue").read_text()
-    assert not (copy.path / "var/lib/goldsmith-images/cml-installed").exists()
-    assert list((copy.path / "tmp").glob("tmp.*")) == []
+    assert "NOT installed" in (bare.path / "etc/issue.d/cml-install.issue").read_text()
+    assert not (bare.path / "var/lib/goldsmith-images/cml-installed").exists()
+    assert list((bare.path / "tmp").glob("tmp.*")) == []
 
 
 @pytest.fixture
@@ -169,6 +186,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     found.server_close()
 
 
+@pytest.mark.slow_matrix
 def test_package_from_a_web_server(
     tree: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path, server: tuple[str, Path]
 ) -> None:
@@ -191,6 +209,7 @@ def test_package_from_a_web_server(
     copy.run(INSTALLER)
 
 
+@pytest.mark.slow_matrix
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -211,8 +230,10 @@ def test_what_makes_no_sense(
     assert message in " ".join(played.output.split())
 
 
-def test_mock_comes_and_goes(tree: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path) -> None:
-    copy = tree.copy(tmp_path / "tree")
+def test_mock_comes_and_goes(
+    tmp_path_factory: pytest.TempPathFactory, ansible_env: dict[str, str], tmp_path: Path
+) -> None:
+    copy = root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
     role = "goldsmith.images.cml_mock_gui"
     before = set(copy.run("dpkg-query", "--show", "--showformat=${Package}\n").split())
     assert copy.play([role], ansible_env, "--check").code == 0

@@ -261,6 +261,7 @@ class Site:
     authority: Authority
     certificates: dict[str, Issued]
     ports: dict[str, int]
+    page: Path
 
     def url(self, name: str = "good", host: str = "localhost") -> str:
         return f"{'http' if name.startswith('plain') else 'https'}://{host}:{self.ports[name]}"
@@ -285,9 +286,9 @@ def serve(folder: Path, nginx: str, ports: dict[str, int] | None = None) -> Iter
     }
     controller = Controller()
     chosen = {name: free_port() for name in [*certificates, "plain", "plain_redirect"]}
-    site = Site(controller, authority, certificates, {**chosen, **(ports or {})})
+    site = Site(controller, authority, certificates, {**chosen, **(ports or {})}, folder / "html" / "index.html")
     (folder / "html").mkdir()
-    (folder / "html" / "index.html").write_text(PAGE, encoding="utf-8")
+    site.page.write_text(PAGE, encoding="utf-8")
     servers = ""
     for name, port in site.ports.items():
         found = certificates.get(name)
