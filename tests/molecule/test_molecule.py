@@ -34,7 +34,7 @@ DEADLINE = 1500
 # The slow ones first, or one of them runs alone at the end.
 SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
 # Variants of a scenario, for `make test-all`.
-VARIANTS = ["hardening_strict"]
+VARIANTS = ["hardening_lockout", "hardening_strict"]
 
 
 def wanted() -> list[str]:
