@@ -21,6 +21,7 @@ PACKAGES = (
     *root_tree.PACKAGES,
     "apparmor",
     "auditd",
+    "cracklib-runtime",
     "fail2ban",
     "iproute2",
     "libpam-pwquality",
@@ -136,6 +137,11 @@ def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile:
     assert "-k identity" in (tree.path / "etc/audit/audit.rules").read_text(encoding="utf-8")
     assert (tree.path / "etc/crontab").exists() is False or (tree.path / "etc/crontab").stat().st_mode & 0o77 == 0
 
+    setting = "echo nobody:$1 | chpasswd 2>&1 || true"
+    assert "shorter than 14 characters" in tree.run("sh", "-c", setting, "sh", "Xk9-vQz7")
+    assert "same characters" in tree.run("sh", "-c", setting, "sh", "Xk9-vQz7pLLLLL-mT4w")
+    assert tree.run("sh", "-c", setting, "sh", "Xk9-vQz7pL-mT4w") == ""
+
     found = report(tree)
     assert found["profile"] == profile
     assert {"sshd:PasswordAuthentication", "firewall", "fail2ban", "modules:cramfs"} <= set(found["applied"])
@@ -213,7 +219,8 @@ def test_ufw_is_only_written(tree: root_tree.RootTree, ansible_env: dict[str, st
     played = tree.play([ROLE], ansible_env, **variables)
     assert played.code == 0, played.output
     assert tree.run("nft", "list", "ruleset", check=False) == host_before
-    assert tree.play([ROLE], ansible_env, **variables).recap["changed"] == 0
+    second = tree.play([ROLE], ansible_env, **variables)
+    assert second.recap["changed"] == 0, second.output
     # Started where only this test sees it, ufw understands and loads what was written.
     start = """\
 echo 1 >/proc/sys/net/ipv4/ip_forward

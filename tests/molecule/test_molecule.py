@@ -34,7 +34,7 @@ DEADLINE = 1500
 # The slow ones first, or one of them runs alone at the end.
 SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
 # Only `make test-all` waits for a variant of another one, and for some hundred megabytes of packages.
-MATRIX = ["cml_host", "hardening_strict"]
+MATRIX = ["cml_host", "hardening_lockout", "hardening_strict"]
 
 
 def wanted() -> list[str]:

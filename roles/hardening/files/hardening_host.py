@@ -36,8 +36,11 @@ def run(*command: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def host_key() -> Iterator[str]:
+def host_key() -> Iterator[list[str]]:
     """sshd tells its settings only if it has a host key and its folder below /run; a root tree has neither."""
+    if any(Path("/etc/ssh").glob("ssh_host_*_key")) and os.path.isdir("/run/sshd"):
+        yield []
+        return
     folder = Path("/run/sshd")
     made = not folder.exists()
     if made:
@@ -45,15 +48,15 @@ def host_key() -> Iterator[str]:
     try:
         with tempfile.TemporaryDirectory() as work:
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{work}/key")
-            yield f"{work}/key"
+            yield ["-h", f"{work}/key"]
     finally:
         if made:
             folder.rmdir()
 
 
-def sshd_settings(key: str, *options: str, user: str = "root") -> dict[str, list[str]]:
+def sshd_settings(key: list[str], *options: str, user: str = "root") -> dict[str, list[str]]:
     """The effective settings for a user; a keyword may come more than once."""
-    code, out = run(SSHD, "-T", "-h", key, "-C", f"user={user},{CLIENT}", *options)
+    code, out = run(SSHD, "-T", *key, "-C", f"user={user},{CLIENT}", *options)
     if code != 0:
         raise RuntimeError(f"sshd -T failed (exit {code}): {out.strip()}")
     found: dict[str, list[str]] = {}
