@@ -25,6 +25,7 @@ for deb in ./*.deb; do
     echo "changed $name=$version"
 done
 for name in kubeadm kubelet kubectl; do
+    count=0
     eval "count=\${count_$name:-0}"
     [ "$count" -eq 1 ] && continue
     echo "$folder: has $count files of $name $wanted, one is wanted (kubernetes_prerequisites_package_version)" >&2
