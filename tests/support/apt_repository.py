@@ -263,7 +263,7 @@ def apt_repository(
 
 @contextlib.contextmanager
 def signed_suite(folder: Path, suite: str, packages: Mapping[str, Path]) -> Iterator[AptRepository]:
-    """Serve a repository with a suite, `stable` as its only component, of packages made from *packages* (name -> tree)."""
+    """Serve a suite with the one component `stable`, of packages made from *packages* (name -> tree)."""
     pool, index = folder / "pool", folder / "dists" / suite
     component = index / "stable" / "binary-amd64"
     pool.mkdir(parents=True)
