@@ -186,27 +186,72 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     found.server_close()
 
 
-@pytest.mark.slow_matrix
+BRING = {"ansible.builtin.include_role": {"name": ROLE, "tasks_from": "package.yml"}}
+
+
+def bring(tree: root_tree.RootTree, env: dict[str, str], package: str, wanted: str) -> root_tree.Played:
+    return tree.play([BRING], env, cml_host_package=package, cml_host_package_checksum=wanted)
+
+
 def test_package_from_a_web_server(
-    tree: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path, server: tuple[str, Path]
+    bare: root_tree.RootTree, ansible_env: dict[str, str], server: tuple[str, Path]
 ) -> None:
     url, package = server
-    copy = tree.copy(tmp_path / "tree")
-    for path in (copy.path / "provision").iterdir():
+    provision = bare.path / "provision"
+    for path in provision.iterdir():
         path.unlink()
-    wrong = copy.play([ROLE], ansible_env, cml_host_package=url, cml_host_package_checksum="sha256:" + "0" * 64)
+    wrong = bring(bare, ansible_env, url, "sha256:" + "0" * 64)
     assert wrong.code != 0 and "checksum" in wrong.output
-    assert list((copy.path / "provision").iterdir()) == []
-    right = copy.play(
-        [ROLE],
-        ansible_env,
-        cml_host_package=f"{url}?signature=very-secret",
-        cml_host_package_checksum=checksum(package),
-    )
+    assert list(provision.iterdir()) == []
+    right = bring(bare, ansible_env, f"{url}?signature=very-secret", checksum(package))
     assert right.code == 0, right.output
-    assert (copy.path / "provision" / package.name).read_bytes() == package.read_bytes()
+    assert (provision / package.name).read_bytes() == package.read_bytes()
     assert "very-secret" not in right.output
-    copy.run(INSTALLER)
+    assert bring(bare, ansible_env, url, checksum(package)).recap["changed"] == 0
+    bare.run(INSTALLER)
+
+
+def test_package_from_the_controller(bare: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path) -> None:
+    package = make_package(tmp_path, version="2.10.0-1")
+    for path in (bare.path / "provision").iterdir():
+        path.unlink()
+    wrong = bring(bare, ansible_env, str(package), "sha256:" + "0" * 64)
+    assert wrong.code != 0
+    assert f"has {checksum(package)}, expected sha256:000" in " ".join(wrong.output.split())
+    missing = bring(bare, ansible_env, "/no/such.pkg", checksum(package))
+    assert "/no/such.pkg on the controller does not exist" in " ".join(missing.output.split())
+    assert bring(bare, ansible_env, str(package), checksum(package)).code == 0
+    assert (bare.path / "provision" / package.name).stat().st_mode & 0o777 == 0o600
+    bare.run(INSTALLER)
+
+
+def test_package_from_s3(bare: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path) -> None:
+    boto3 = pytest.importorskip("boto3")
+    moto = pytest.importorskip("moto.server")
+    package = make_package(tmp_path, version="2.10.0-1")
+    for path in (bare.path / "provision").iterdir():
+        path.unlink()
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        keys = {"aws_access_key_id": "AKIAIOSFODNN7EXAMPLE", "aws_secret_access_key": "not-a-secret"}
+        s3 = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
+        s3.create_bucket(Bucket="software")
+        s3.put_object(Bucket="software", Key="cml/" + package.name, Body=package.read_bytes())
+        environment = {**ansible_env, "AWS_URL": url, "AWS_REGION": "us-east-1"}
+        environment.update({name.upper(): value for name, value in keys.items()})
+        played = bring(bare, environment, f"s3://software/cml/{package.name}", checksum(package))
+    finally:
+        server.stop()
+    assert played.code == 0, played.output
+    assert (bare.path / "provision" / package.name).read_bytes() == package.read_bytes()
+    assert "Signature" not in played.output
+    # Nothing of the controller's credentials is in the image.
+    assert "AKIAIOSFODNN7EXAMPLE" not in bare.run(
+        "sh", "-c", "grep -rl AKIAIOSFODNN7EXAMPLE /provision /etc /root /var /tmp; true"
+    )
+    bare.run(INSTALLER)
 
 
 @pytest.mark.slow_matrix
@@ -230,6 +275,7 @@ def test_what_makes_no_sense(
     assert message in " ".join(played.output.split())
 
 
+@pytest.mark.slow_matrix
 def test_mock_comes_and_goes(
     tmp_path_factory: pytest.TempPathFactory, ansible_env: dict[str, str], tmp_path: Path
 ) -> None:
