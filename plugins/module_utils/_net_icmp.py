@@ -60,13 +60,11 @@ class Answers:
 
 
 def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data)) if len(data) % 2 == 0 else checksum_odd(data)
+    """RFC 1071."""
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
-
-
-def checksum_odd(data: bytes) -> int:
-    return sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0"))
 
 
 def request(family: int, payload: bytes) -> bytes:

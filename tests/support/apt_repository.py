@@ -200,7 +200,7 @@ def _gpg(home: Path, *arguments: str) -> str:
     return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _remove_key(home: Path) -> None:
+def remove_key(home: Path) -> None:
     subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
     shutil.rmtree(home, ignore_errors=True)
 
@@ -258,7 +258,7 @@ def apt_repository(
         with serve(folder, port, address) as actual:
             yield AptRepository(folder, key, fingerprint, actual)
     finally:
-        _remove_key(home)
+        remove_key(home)
 
 
 @contextlib.contextmanager
