@@ -116,8 +116,8 @@ def _look(request: Request, source: Source, journal: Journal, copy: Copy, client
     if len(good) > 1:
         newest, *others = [image["ImageId"] for image, _snapshots in good]
         request.warnings.append(
-            f"{target.place}: there are {len(good)} such copies of {source.image_id}; {newest} is taken because it is the"
-            f" newest, and {', '.join(others)} stay"
+            f"{target.place}: there are {len(good)} such copies of {source.image_id}; {newest} is taken, the newest,"
+            f" and {', '.join(others)} stay"
         )
     if good:
         copy.image, copy.finished.snapshots = good[0]

@@ -10,10 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+
+if TYPE_CHECKING:
+    from ansible_collections.goldsmith.images.tests.support.cloud import Cloud
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COLLECTION = Path("ansible_collections/goldsmith/images")
@@ -117,3 +121,19 @@ def run_module(ansible_env: dict[str, str]) -> RunModule:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def running_cloud() -> Iterator[Cloud]:
+    """One simulated cloud for all tests; to be used through `cloud`."""
+    from ansible_collections.goldsmith.images.tests.support.cloud import Cloud  # loads moto: for who needs it only
+
+    with Cloud.running() as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def cloud(running_cloud: Cloud) -> Cloud:
+    """An empty simulated cloud with its default settings."""
+    running_cloud.reset()
+    return running_cloud

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -19,12 +18,6 @@ from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS,
 
 OTHER = "210987654321"
 EC2 = botocore.session.Session().get_service_model("ec2")
-
-
-@pytest.fixture
-def cloud() -> Iterator[Cloud]:
-    with Cloud.running() as cloud:
-        yield cloud
 
 
 def client(cloud: Cloud, service: str = "ec2", region: str = "eu-west-1", account: str = HOME) -> Any:

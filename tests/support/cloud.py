@@ -21,7 +21,7 @@ import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -55,6 +55,7 @@ class Call:
     region: str
     service: str
     action: str
+    params: dict[str, list[str]] = field(default_factory=dict, repr=False)
     status: int = 0
     body: bytes = field(default=b"", repr=False)
 
@@ -71,8 +72,8 @@ class Cloud:
     throttle: Counter[str] = field(default_factory=Counter)  # action -> how many calls are refused
     refuse: dict[tuple[str, str], str] = field(default_factory=dict)  # (account, action) -> the error's code
     deletions: dict[str, str] = field(default_factory=dict)  # snapshot -> ReturnCode instead of deleting it
-    before: Callable[[Call], None] = lambda call: None
-    after: Callable[[Call], None] = lambda call: None
+    before: Callable[[Call], bool | None] = lambda call: None  # true: the request is lost on its way
+    after: Callable[[Call], None] = lambda call: None  # the answer is known and not sent yet
     calls: list[Call] = field(default_factory=list)
     url: str = ""
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -123,6 +124,15 @@ class Cloud:
             backend.create_alias(key.id, alias)
         return key.arn
 
+    def reset(self) -> None:
+        """Begin anew: an empty cloud with the default settings."""
+        fresh = Cloud(url=self.url)
+        for name in {each.name for each in fields(self)} - {"_lock"}:
+            setattr(self, name, getattr(fresh, name))
+        for backends in BackendDict._instances:
+            for account in list(backends.values()):
+                account.reset()
+
     # ----------------------------------------------------------------------------------------------------- the server
     @classmethod
     @contextlib.contextmanager
@@ -141,9 +151,7 @@ class Cloud:
                 yield cloud
         finally:
             server.stop()
-            for backends in BackendDict._instances:
-                for account in list(backends.values()):
-                    account.reset()
+            cloud.reset()
 
     def _middleware(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         def handle(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -156,20 +164,23 @@ class Cloud:
                 if self.throttle[call.action] > 0:
                     self.throttle[call.action] -= 1
                     refused = "RequestLimitExceeded"
-            self.before(call)
+            lost = self.before(call)
             seen: list[Any] = []
 
             def start(status: str, headers: Any, exc_info: Any = None) -> None:
                 seen.extend((status, headers))
 
-            if refused:
+            if lost:
+                parts, seen = [b""], ["500 Lost", []]
+            elif refused:
                 parts = [error_body(call.service, refused)]
                 seen += ["503 Slow down" if refused.startswith("Request") else "403 Forbidden", []]
             else:
                 parts = list(app(environ, start))
-            done = Call(**{**call.__dict__, "status": int(seen[0].split()[0]), "body": b"".join(parts)})
+            done = replace(call, status=int(seen[0].split()[0]), body=b"".join(parts))
             with self._lock:
-                self.calls[call.number - 1] = done
+                if call in self.calls:  # not if the cloud was reset meanwhile
+                    self.calls[self.calls.index(call)] = done
             self.after(done)
             start_response(*seen)
             return parts
@@ -344,7 +355,7 @@ def describe(environ: dict[str, Any], body: bytes, number: int) -> Call:
     key, _date, region, service = [*scope, "", "", "", ""][:4]
     form = urllib.parse.parse_qs(body.decode("utf-8", "replace")) if b"Action=" in body else {}
     action = form.get("Action", [environ.get("HTTP_X_AMZ_TARGET", environ["PATH_INFO"]).rpartition(".")[2]])[0]
-    return Call(number, get_account_id_from(key), region, service, action)
+    return Call(number, get_account_id_from(key), region, service, action, form)
 
 
 def error_body(service: str, code: str) -> bytes:
