@@ -131,10 +131,11 @@ def end_members(token: str, grace: float, group: int = 0) -> bool:
             send(found, signal.SIGKILL)
         else:
             # Whole groups in one call: told one after the other, a parent sees its child end and goes on. They hold
-            # nobody else, for a run begins with a session of its own.
+            # nobody else, for a run begins with a session of its own; what is in ours was not started by a run.
             new = {pid: group_of(pid) for pid in found if pid not in told}
-            send([pid for pid, number in new.items() if number in told_groups], signal.SIGTERM)
-            for number in set(new.values()) - told_groups - {0}:
+            shared = told_groups | {os.getpgrp()}
+            send([pid for pid, number in new.items() if number in shared], signal.SIGTERM)
+            for number in set(new.values()) - shared - {0}:
                 send_group(number, signal.SIGTERM)
             told.update(new)
             told_groups.update(new.values())
