@@ -23,7 +23,12 @@ from ansible_collections.goldsmith.images.plugins.module_utils import _packer_st
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_aside import Aside, recorded_files
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_cli import PackerError, Request
 from ansible_collections.goldsmith.images.plugins.module_utils._packer_log import Log, Progress, console_tail
-from ansible_collections.goldsmith.images.plugins.module_utils._process import Outcome, Supervisor, command_of
+from ansible_collections.goldsmith.images.plugins.module_utils._process import (
+    Outcome,
+    Supervisor,
+    command_of,
+    remove_path,
+)
 from ansible_collections.goldsmith.images.plugins.module_utils._redact import Redactor
 
 # Files that are written while a build runs.
@@ -271,7 +276,9 @@ class Run:
             if self.check_mode:
                 self.result["changed"] = True
                 return
-            aside = Aside(supervisor, lambda moved: self.lock.record(supervisor.token, tmpdir, moved))
+            clean = self.options.validate_first and not self.existing_outputs
+            aside = Aside(supervisor, lambda moved: self.lock.record(supervisor.token, tmpdir, moved, clean))
+            aside.move([])
             if self.options.swap:
                 aside.move([*self.existing_outputs, *(recorded_files(stamp, only) if stamp else [])])
             self._build(only, stamp if only else None, {"salt": salt, "components": parts}, aside)
@@ -364,8 +371,15 @@ class Run:
         # validate knows no -force: that the output exists is an error only for a build that will not replace it.
         outputs = [stream.existing_outputs(block) for block in errors]
         existing = bool(outputs) and all(outputs)
+        found = [os.path.join(self.request.chdir, path) for paths in outputs for path in paths]
         if existing and self.request.force:
-            self.existing_outputs = [os.path.join(self.request.chdir, path) for paths in outputs for path in paths]
+            self.existing_outputs = found
+        elif existing and self.lock.interrupted_clean:
+            # What a killed run has left half-made must not stand in the way of the next one.
+            for path in [] if self.check_mode else found:
+                remove_path(f"{path}.failed")
+                os.rename(path, f"{path}.failed")
+                self.result["warnings"].append(f"an interrupted run had left {path}: it is {path}.failed now")
         elif self.check_mode and self.options.init != "never" and errors and all(map(stream.missing_plugins, errors)):
             self.result["warnings"].append("not validated: the real run would first install the template's plugins")
         elif outcome.rc:

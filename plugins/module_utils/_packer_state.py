@@ -225,6 +225,8 @@ class Lock:
     def __init__(self, state_path: str) -> None:
         self.path = state_path + ".lock"
         self.fd = -1
+        self.interrupted_clean = False
+        """An earlier run was interrupted that had begun to build where no output was."""
 
     def acquire(self, patience: float) -> None:
         """Take the lock. Waits only when its holder is dead and its guard still cleans up after it."""
@@ -257,6 +259,7 @@ class Lock:
             raise PackerError(f"state_path: cannot read {self.path}: {exc.strerror}") from exc
         try:
             fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self.interrupted_clean = bool(self._record().get("clean"))
         except OSError:
             pid, alive = self._holder()
             if alive:
@@ -269,6 +272,7 @@ class Lock:
         """End the processes and remove the files of an earlier run that could not do so itself."""
         record = self._record()
         token, tmpdir, moved = str(record.get("token", "")), str(record.get("tmpdir", "")), record.get("moved", [])
+        self.interrupted_clean = bool(record.get("clean"))
         found = bool(token) and bool(members(token))
         if found:
             end_members(token, 5.0)
@@ -287,9 +291,11 @@ class Lock:
                 remove_path(f"{backup}.done")
         return found
 
-    def record(self, token: str, tmpdir: str, moved: t.Sequence[tuple[str, str]] = ()) -> None:
+    def record(self, token: str, tmpdir: str, moved: t.Sequence[tuple[str, str]] = (), clean: bool = False) -> None:
+        """Say in the file who builds. *clean*: the outputs that are there later were not there before."""
         pid = os.getpid()
-        text = canonical({"pid": pid, "start": _start_time(pid), "token": token, "tmpdir": tmpdir, "moved": moved})
+        run = {"token": token, "tmpdir": tmpdir, "moved": moved, "clean": clean}
+        text = canonical({"pid": pid, "start": _start_time(pid), **run})
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, text.encode(), 0)
 

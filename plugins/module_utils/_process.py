@@ -117,7 +117,6 @@ def send_group(group: int, signum: int) -> None:
 def end_members(token: str, grace: float, group: int = 0) -> bool:
     """End every process of the run: SIGTERM, the grace period, SIGKILL. True when SIGKILL was needed."""
     told: set[int] = set()
-    told_groups: set[int] = set()
     kill_at = time.monotonic() + grace
     give_up_at = kill_at + 5.0
     killed = False
@@ -130,15 +129,13 @@ def end_members(token: str, grace: float, group: int = 0) -> bool:
             killed = killed or bool(found)
             send(found, signal.SIGKILL)
         else:
-            # Whole groups in one call: told one after the other, a parent sees its child end and goes on. They hold
-            # nobody else, for a run begins with a session of its own; what is in ours was not started by a run.
-            new = {pid: group_of(pid) for pid in found if pid not in told}
-            shared = told_groups | {os.getpgrp()}
-            send([pid for pid, number in new.items() if number in shared], signal.SIGTERM)
-            for number in set(new.values()) - shared - {0}:
+            new = [pid for pid in found if pid not in told]
+            # Whole groups in one call: told one after the other, a parent sees its child end and goes on.
+            whole = {number for number in map(group_of, new) if set(members("", number)) <= set(new)} - {0}
+            for number in whole:
                 send_group(number, signal.SIGTERM)
+            send([pid for pid in new if group_of(pid) not in whole], signal.SIGTERM)
             told.update(new)
-            told_groups.update(new.values())
         time.sleep(0.05)
     return killed
 

@@ -1,7 +1,10 @@
 # Copyright: Contributors to the goldsmith.images project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The EXAMPLES of every module are plays or tasks that Ansible takes, with options that the module has."""
+"""All EXAMPLES of the collection are plays or tasks that Ansible takes, with options that the module has.
+
+tests/integration/test_examples.py runs those of the modules.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (CHECKOUT / "plugins/modules").glob("*.py"))
+FILTERS = sorted(path.stem for path in (CHECKOUT / "plugins/filter").glob("*.py"))
 PREFIX = "goldsmith.images."
 
 
 @pytest.fixture(scope="session")
 def documentation(run: Callable[..., str], source_copy: Path) -> dict[str, Any]:
-    names = [PREFIX + name for name in NAMES]
-    return json.loads(run("ansible-doc", "--json", *names, ANSIBLE_COLLECTIONS_PATH=str(source_copy.parents[2])))
+    found: dict[str, Any] = {}
+    for kind, names in (("module", NAMES), ("filter", FILTERS)):
+        command = ["ansible-doc", "--json", "-t", kind, *(PREFIX + name for name in names)]
+        found |= json.loads(run(*command, ANSIBLE_COLLECTIONS_PATH=str(source_copy.parents[2])))
+    return found
 
 
 def tasks_of(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -39,12 +46,13 @@ def test_every_example_is_valid(
     run: Callable[..., str], source_copy: Path, documentation: dict[str, Any], tmp_path: Path
 ) -> None:
     playbooks = []
-    for name in NAMES:
+    for name in NAMES + FILTERS:
         items = yaml.safe_load(documentation[PREFIX + name]["examples"])
         assert isinstance(items, list) and items, f"{name} has no examples"
         if not any("hosts" in item for item in items):
             items = [{"name": "Examples", "hosts": "localhost", "gather_facts": False, "tasks": items}]
-        assert any(PREFIX + name in task for task in tasks_of(items)), f"the examples of {name} do not use it"
+        uses = json.dumps if name in FILTERS else list
+        assert any(PREFIX + name in uses(task) for task in tasks_of(items)), f"the examples of {name} do not use it"
         playbooks.append(tmp_path / f"{name}.yml")
         playbooks[-1].write_text(yaml.safe_dump(items))
     command = ["ansible-playbook", "--syntax-check", "-i", "localhost,", *playbooks]

@@ -102,6 +102,17 @@ def slow_server(work: Path) -> Iterator[str]:
             client.close()
 
 
+def kill_with_guard(module: Module) -> None:
+    """Leave nobody who could end the build."""
+    children = Path(f"/proc/{module.process.pid}/task/{module.process.pid}/children").read_text().split()
+    # The guard is a fork of the module, Packer is not. It goes first: it needs no second to see that it is alone.
+    for pid in map(int, children):
+        if b"packer_build" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    module.process.kill()
+    module.process.communicate(timeout=60)
+
+
 @pytest.mark.parametrize(("phase", "end"), MATRIX)
 def test_nothing_is_left_and_nothing_is_lost(
     collections_path: str,
@@ -148,12 +159,9 @@ def test_nothing_is_left_and_nothing_is_lost(
     seconds = 15 if phase == "convert" else 8
     module = Module(collections_path, tmp_path, **params, timeout=seconds if end == "time-out" else 0)
     wait_until(reached, 60, f"phase {phase}")
-    if end in ("SIGKILL", "guard"):
-        children = Path(f"/proc/{module.process.pid}/task/{module.process.pid}/children").read_text().split()
-        # The guard is a fork of the module, Packer is not. It goes first: it needs no second to see that it is alone.
-        for pid in map(int, children if end == "guard" else []):
-            if b"packer_build" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+    if end == "guard":
+        kill_with_guard(module)
+    elif end == "SIGKILL":
         module.process.kill()
         module.process.communicate(timeout=60)
     elif end == "connection":
@@ -261,3 +269,23 @@ def test_death_of_the_controller_ends_the_build(
         os.kill(pid, signal.SIGKILL)
     process.wait(timeout=60)
     wait_until(lambda: not marked(no_leftovers["MARK"]), 60, "the end of the build")
+
+
+def test_half_an_output_of_a_killed_run_is_no_obstacle(
+    collections_path: str, tmp_path: Path, qemu_template: Path, no_leftovers: dict[str, str]
+) -> None:
+    """Without force, where nobody was left to clean up: what was not there before that run is its own."""
+    params = hang_params(qemu_template, no_leftovers)
+    module = Module(collections_path, tmp_path, **params)
+    wait_until(lambda: any("out/t.qcow2" in command for command in marked(no_leftovers["MARK"])), 60, "the machine")
+    kill_with_guard(module)
+    work = qemu_template.parent
+    params["variables"] = {"disk": "off.raw"}
+    checked = Module(collections_path, tmp_path, **params, _ansible_check_mode=True).result()
+    assert checked["changed"], checked
+    assert (work / "out").exists()
+    made = Module(collections_path, tmp_path, **params).result()
+    assert made["changed"], made
+    assert f"{work}/out.failed now" in str(made["warnings"])
+    again = Module(collections_path, tmp_path, **params, rebuild="always").result()
+    assert "force=true" in again["msg"], "an output that is whole is never taken away"

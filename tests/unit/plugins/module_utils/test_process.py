@@ -114,7 +114,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils import _process
 with _process.Supervisor(1.0) as supervisor:
     supervisor.remove_at_exit(sys.argv[1])
     print(supervisor.token, flush=True)
-    outcome = supervisor.run(["/bin/sh", "-c", {STUBBORN!r}], cwd="/", env=dict(os.environ),
+    outcome = supervisor.run(["/bin/sh", "-c", sys.argv[2], sys.argv[1]], cwd="/", env=dict(os.environ),
                              on_line=lambda name, line: None)
 sys.stderr.write(repr(outcome))
 """
@@ -127,7 +127,7 @@ def test_nothing_survives_the_end_of_the_supervisor(tmp_path: Path, how: str) ->
     (private / "secret").touch()
     script = tmp_path / "supervised.py"
     script.write_text(textwrap.dedent(SUPERVISED))
-    command = [sys.executable, str(script), str(private)]
+    command = [sys.executable, str(script), str(private), STUBBORN]
     if how == "parent gone":
         command = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *command]
     errors = tmp_path / "errors"
@@ -151,3 +151,24 @@ def test_nothing_survives_the_end_of_the_supervisor(tmp_path: Path, how: str) ->
     while reasons.get(how, how) not in errors.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert reasons.get(how, how) in errors.read_text()
+
+
+# As Packer does: it says that it has been told to end, and then removes its machine.
+TALKATIVE = """trap 'echo cancelled; echo cleaning up >&2; touch "$0.cleaned"; exit' TERM
+while :; do sleep 0.1; done"""
+
+
+def test_program_of_a_killed_supervisor_can_still_speak_and_clean_up(tmp_path: Path) -> None:
+    script = tmp_path / "supervised.py"
+    script.write_text(textwrap.dedent(SUPERVISED))
+    command = [sys.executable, str(script), str(tmp_path / "private"), TALKATIVE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        token = process.stdout.readline().decode().strip()
+        deadline = time.monotonic() + 10
+        while len(members(token)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        while members(token) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert (tmp_path / "private.cleaned").exists()
