@@ -17,7 +17,12 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_command as qemu
-from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_host, _qemu_process, _qemu_wait
+from ansible_collections.goldsmith.images.plugins.module_utils import (
+    _qemu_host,
+    _qemu_process,
+    _qemu_vm,
+    _qemu_wait,
+)
 from ansible_collections.goldsmith.images.plugins.module_utils import _qemu_state as state
 from ansible_collections.goldsmith.images.plugins.module_utils._owner import Process, read_process
 from ansible_collections.goldsmith.images.plugins.module_utils._qemu_qmp import parse_forwards
@@ -436,3 +441,30 @@ def test_last_lines_of_a_console(tmp_path: Path) -> None:
     assert _qemu_wait.last_lines(console, 3) == []
     console.write_bytes(b"\x1b[2J\x1b[01;01Hone\r\n\xff\xfetwo\r\n\r\nthree \r\n")
     assert _qemu_wait.last_lines(console, 3) == ["\ufffd\ufffdtwo", "", "three"]
+
+
+@pytest.mark.parametrize(
+    ("guest", "error"),
+    [
+        ("date +%s", ""),
+        ("echo 1000", "the guest's clock is wrong although it was set"),
+        ("true", "the guest's clock is wrong although it was set"),
+        ("echo 'date: cannot set date' >&2; exit 1", "cannot set date"),
+    ],
+)
+def test_clock_counts_as_set_only_if_the_guest_shows_the_time(tmp_path: Path, guest: str, error: str) -> None:
+    """A program stands in for ssh and answers as the guest does; the real one is in test_qemu_vm_examples.py."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\n{guest}\n")
+    ssh.chmod(0o755)
+    record = replace(RECORD, clock_behind=True)
+    state.save_record(tmp_path, record)
+    machine = _qemu_vm.Vm(tmp_path, _qemu_vm.Tools("", "", "", str(ssh)))
+    if error:
+        with pytest.raises(state.VmError, match=error):
+            machine.set_clock(record, "root", None, 5)
+    else:
+        machine.set_clock(record, "root", None, 5)
+    after = state.load_record(tmp_path)
+    assert after is not None
+    assert after.clock_behind is bool(error)
