@@ -1,0 +1,114 @@
+# Copyright: Contributors to the goldsmith.images project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is PRIVATE to the collection. It can have breaking changes at any time.
+# Do not use it from other collections or standalone scripts.
+"""Texts that remember where each of their characters stands in the user's file, and what is found in them."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import typing as t
+
+if t.TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SEVERITIES = ("info", "warning", "error")
+
+
+class CloudInitError(Exception):
+    """The check itself could not be made (not: something is wrong with the user-data)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What positions refer to: a file as the user wrote it, or what was decoded from a part of it."""
+
+    file: str
+    text: str
+    #: Empty for the file itself, else which part of it this was decoded from.
+    decoded: str = ""
+    starts: list[int] = dataclasses.field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ends = [number + 1 for number, char in enumerate(self.text) if char == "\n"]
+        object.__setattr__(self, "starts", [0, *ends])
+
+    def position(self, index: int) -> tuple[int, int]:
+        """Line and column, both from 1."""
+        line = bisect.bisect_right(self.starts, index)
+        return line, index - self.starts[line - 1] + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text taken out of a source; `places` says for each character where it stands there, -1 for what was added."""
+
+    value: str
+    source: Source
+    places: Sequence[int]
+
+    @classmethod
+    def whole(cls, source: Source) -> Text:
+        return cls(source.text, source, range(len(source.text)))
+
+    def slice(self, start: int, end: int | None = None) -> Text:
+        return Text(self.value[start:end], self.source, self.places[start:end])
+
+    def replaced(self, value: str) -> Text:
+        """The same places under characters that hide those that were there."""
+        return Text(value, self.source, self.places)
+
+    def position(self, index: int) -> tuple[int, int] | None:
+        """Line and column in the source of a character, or of the next one that stands there."""
+        for place in self.places[index:]:
+            if place >= 0:
+                return self.source.position(place)
+        return self.source.position(self.places[-1]) if len(self.places) and self.places[-1] >= 0 else None
+
+    def at(self, line: int, column: int | None) -> tuple[int, int] | None:
+        """The source's line and column of this text's own; without a column, of the line's first visible character."""
+        lines = self.value.split("\n")
+        line = min(max(line, 1), len(lines))
+        start = sum(len(text) + 1 for text in lines[: line - 1])
+        content = lines[line - 1]
+        offset = len(content) - len(content.lstrip()) if column is None else min(max(column - 1, 0), len(content))
+        return self.position(start + offset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, and where."""
+
+    file: str
+    origin: str
+    line: int | None
+    column: int | None
+    severity: str
+    checker: str
+    code: str
+    message: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        place = "".join(f":{number}" for number in (self.line, self.column) if number is not None)
+        hint = f" {self.suggestion}" if self.suggestion else ""
+        return f"{self.file}{place}: {self.severity}: {self.message}{hint} [{self.code}, {self.origin}]"
+
+
+def finding(
+    text: Text,
+    origin: str,
+    position: tuple[int, int] | None,
+    severity: str,
+    checker: str,
+    code: str,
+    message: str,
+    suggestion: str = "",
+) -> Finding:
+    line, column = position or (None, None)
+    if text.source.decoded:
+        origin = f"{origin}, {text.source.decoded}"
+    return Finding(text.source.file, origin, line, column, severity, checker, code, message, suggestion)
