@@ -25,6 +25,7 @@ without_network = pytest.mark.skipif(
 
 def apply(tmp_path: Path, ansible_env: dict[str, str], *prefix: str, **variables: Any) -> tuple[int, str]:
     """Apply the role to this machine; with a host for the user interface it changes nothing."""
+    variables = {"cloud_init": [], **variables}
     variables = {f"cml_build_checks_{name}": value for name, value in variables.items()}
     play = [
         {"hosts": "localhost", "gather_facts": False, "roles": ["goldsmith.images.cml_build_checks"], "vars": variables}
@@ -68,6 +69,19 @@ def test_network(tmp_path: Path, ansible_env: dict[str, str]) -> None:
     assert code != 0
     assert "checks of the network did not pass" in output
     assert "-> " in output  # the hint
+    assert "how far the user interface has come" not in output
+
+
+@pytest.mark.parametrize("name", ["cloud_init", "user_data"])
+def test_bash_that_dash_cannot_read(tmp_path: Path, ansible_env: dict[str, str], name: str) -> None:
+    text = "#cloud-config\nruncmd:\n  - exec > >(tee /var/log/provision.log) 2>&1\n"
+    value: Any = text
+    if name == "cloud_init":
+        (tmp_path / "90-provision.cfg").write_text(text)
+        value = [str(tmp_path / "90-provision.cfg")]
+    code, output = apply(tmp_path, ansible_env, kvm="report", gui_host="https://localhost", **{name: value})
+    assert code != 0
+    assert "redirection unexpected" in output
     assert "how far the user interface has come" not in output
 
 
