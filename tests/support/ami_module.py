@@ -75,4 +75,6 @@ class Module:
         assert text, f"the module said nothing (exit code {self.process.exitcode})"
         result = json.loads(text)
         result.setdefault("failed", False)
+        # As a play gets them; the module itself hands on where they come from, too.
+        result["warnings"] = [warning["event"]["msg"] for warning in result.get("warnings", [])]
         return result
