@@ -85,16 +85,21 @@ def check(params: dict[str, t.Any]) -> Request:
     for name, (low, high) in limits.items():
         if not low <= params[name] <= high:
             raise AmiError(f"{name}: {params[name]} is not between {low} and {high}")
-    used = {field for _text, field, _format, _conversion in string.Formatter().parse(params["name"]) if field}
     targets = [_target(params, entry, base) for entry in _entries(params)]
-    for target in targets:
-        used |= {field for _text, field, _format, _conversion in string.Formatter().parse(target.name) if field}
-    if used - set(PLACEHOLDERS):
-        known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-        raise AmiError(
-            f"name: {', '.join(sorted(used - set(PLACEHOLDERS)))} is not known in a name; these are: {known}"
-        )
+    for name in [params["name"], *(target.name for target in targets)]:
+        _check_placeholders(name)
     return Request(params, source, base.then(source), targets, _date(params["deprecate_at"]))
+
+
+def _check_placeholders(name: str) -> None:
+    try:
+        unknown = {field for _text, field, _format, _conversion in string.Formatter().parse(name) if field is not None}
+    except ValueError as exc:
+        raise AmiError(f"name: {name!r}: {exc}") from None
+    unknown -= set(PLACEHOLDERS)
+    if unknown:
+        known = ", ".join(f"{{{each}}}" for each in PLACEHOLDERS)
+        raise AmiError(f"name: {', '.join(sorted(unknown))} is not known in a name; these are: {known}")
 
 
 def _entries(params: dict[str, t.Any]) -> list[dict[str, t.Any]]:

@@ -118,6 +118,12 @@ def explain(error: Exception) -> AwsError:
     return AwsError(type(error).__name__, str(error))
 
 
+@functools.cache
+def loader() -> t.Any:
+    """Return botocore's loader: the models of the services are read once a process, not once an account."""
+    return botocore.loaders.create_loader()
+
+
 @dataclass(frozen=True)
 class Login:
     """How an account is entered: a profile or keys (neither: what botocore finds), then perhaps a role."""
@@ -197,8 +203,6 @@ class Aws:
         if BOTO3_ERROR is not None:
             raise AwsError("", "this module needs boto3: pip install boto3, for the Python that runs it")
         self._region = region
-        # One loader: the models of the services are read once, not once an account.
-        self._loader = botocore.loaders.create_loader()
         self._options: dict[str, t.Any] = {
             "endpoint_url": endpoint_url,
             "verify": ca_bundle,
@@ -251,5 +255,5 @@ class Aws:
 
     def _core(self, profile: str | None) -> t.Any:
         core = botocore.session.Session(profile=profile)
-        core.register_component("data_loader", self._loader)
+        core.register_component("data_loader", loader())
         return core

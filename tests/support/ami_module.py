@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,12 +15,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import botocore.exceptions
 from ansible.module_utils import basic
+from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session
 from ansible_collections.goldsmith.images.plugins.modules import ami_copy_encrypt
 from ansible_collections.goldsmith.images.tests.support.cloud import KEYS, Cloud
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "boto3", ami_copy_encrypt.__name__, __name__])
+
+# Read before the processes part: the model of EC2 alone takes half a second.
+for service in ("autoscaling", "ec2", "kms", "ssm", "sts"):
+    for kind in ("service-2", "paginators-1", "endpoint-rule-set-1"):
+        with contextlib.suppress(botocore.exceptions.UnknownServiceError):
+            _aws_session.loader().load_service_model(service, kind)
 
 
 def child(arguments: dict[str, Any], output: str) -> None:
@@ -66,4 +75,6 @@ class Module:
         assert text, f"the module said nothing (exit code {self.process.exitcode})"
         result = json.loads(text)
         result.setdefault("failed", False)
+        # As a play gets them; the module itself hands on where they come from, too.
+        result["warnings"] = [warning["event"]["msg"] for warning in result.get("warnings", [])]
         return result
