@@ -219,7 +219,7 @@ def test_secrets_are_found_wherever_they_are(run_module: Callable[..., dict[str,
     put(root, "/usr/share/notes", "the first secret is s3cret-one\n")
     put(root, "/usr/share/gone", "s3cret-two\n")
     raw = small_disk.make_raw(root, tmp_path / "disk.raw")
-    place = f"{raw}?offset={small_disk.ROOT[0] * small_disk.MIB}"
+    place = f"{raw}?offset={small_disk.ROOT_START * small_disk.MIB}"
     small_disk.run("debugfs", "-w", "-R", "rm /usr/share/gone", place)
     assert "gone" not in _image_tree.open_tree(str(raw)).names("/usr/share")
     for disk in (raw, small_disk.make_qcow2(raw, tmp_path / "disk.qcow2", "zstd")):
@@ -331,7 +331,7 @@ def test_bad_contracts(tmp_path: Path, rules: list[dict[str, Any]], message: str
 
 
 def broken(raw: Path, how: str) -> Path:
-    offset = small_disk.ROOT[0] * small_disk.MIB
+    offset = small_disk.ROOT_START * small_disk.MIB
     place = f"{raw}?offset={offset}"
     if how == "journal":
         small_disk.run("debugfs", "-w", "-R", "feature needs_recovery", place)
