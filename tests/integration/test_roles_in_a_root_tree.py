@@ -101,10 +101,9 @@ def test_cleanup_leaves_no_secret_anywhere_on_the_disk(
     tree.run("sh", "/plant.sh")
     (tree.path / "plant.sh").unlink()
     # The search finds what is there: all but what was deleted before there was a disk.
-    dirty = small_disk.make_qcow2(
-        small_disk.make_raw(tree.path, tmp_path / "dirty.raw", size=900), tmp_path / "dirty.qcow2", "zstd"
-    )
+    dirty = small_disk.make_raw(tree.path, tmp_path / "dirty.raw", size=900)
     assert canaries.found_in(dirty, planted) == set(planted) - set(canaries.DELETED)
+    dirty.unlink()
 
     looked = tree.play(["goldsmith.images.cleanup"], ansible_env, "--check")
     assert looked.code == 0, looked.output
@@ -112,9 +111,8 @@ def test_cleanup_leaves_no_secret_anywhere_on_the_disk(
     done = tree.play(["goldsmith.images.cleanup"], ansible_env)
     assert done.code == 0, done.output
     assert re.search(r"paths, \d+\.\d MB freed", " ".join(done.output.split())), done.output
-    image = small_disk.make_qcow2(
-        small_disk.make_raw(tree.path, tmp_path / "clean.raw", size=900), tmp_path / "clean.qcow2", "zstd"
-    )
+    raw = small_disk.make_raw(tree.path, tmp_path / "clean.raw", size=900)
+    image = small_disk.make_qcow2(raw, tmp_path / "clean.qcow2", "zstd")
     assert canaries.found_in(image, planted) == set()
     result = run_module("image_hygiene", path=str(image), secrets=list(planted.values()), fail=True)
     assert not result["failed"], result["msg"]
