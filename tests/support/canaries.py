@@ -70,16 +70,17 @@ def make() -> dict[str, str]:
     return {place: f"canary-{number:02d}-{run}" for number, place in enumerate(places)}
 
 
-def script(canaries: dict[str, str]) -> str:
-    """A shell script that plants them. It writes each secret itself, so where it lies nothing is proved."""
+def script(canaries: dict[str, str], root: str = "") -> str:
+    """A shell script that plants them below a folder. It holds all of them: it may not be in the image."""
     lines = ["set -e", "umask 077"]
     for place, secret in canaries.items():
         text = LINES.get(place, "password={}").format(secret)
         count = 4096 if place in DELETED else 1
-        lines.append(f"mkdir -p {shlex.quote(str(Path(place).parent))}")
-        lines.append(f"yes {shlex.quote(text)} | head -n {count} >>{shlex.quote(place)}")
+        file = shlex.quote(root + place)
+        lines.append(f"mkdir -p {shlex.quote(root + str(Path(place).parent))}")
+        lines.append(f"yes {shlex.quote(text)} | head -n {count} >>{file}")
     lines.append("sync")
-    lines += [f"rm {shlex.quote(place)}" for place in canaries if place in DELETED]
+    lines += [f"rm {shlex.quote(root + place)}" for place in canaries if place in DELETED]
     return "\n".join(lines) + "\n"
 
 
