@@ -79,7 +79,6 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
   live:
     description:
       - The machine runs. What its services and this connection are using (C(live_keep) of the rules) may be there, and

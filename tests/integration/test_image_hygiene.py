@@ -21,7 +21,7 @@ import pytest
 import yaml
 from ansible_collections.goldsmith.images.plugins.module_utils import _image_cleanup, _image_tree
 from ansible_collections.goldsmith.images.plugins.module_utils import _image_hygiene as logic
-from ansible_collections.goldsmith.images.tests.support import documented, small_disk
+from ansible_collections.goldsmith.images.tests.support import canaries, documented, small_disk
 
 pytestmark = pytest.mark.skipif(bool(small_disk.missing()), reason=small_disk.missing())
 
@@ -162,12 +162,31 @@ def test_what_the_clean_up_removes_is_what_the_checker_finds(tmp_path: Path, mac
             if content is not None:
                 put(root, path, content)
     assert len(look(root, terms)) > 50
-    context = _image_cleanup.Context(root=str(root), choices=terms.choices, build_user="packer")
+    clean_up(root, terms)
+    assert look(small_disk.make_raw(root, tmp_path / "disk.raw"), terms) == {}
+
+
+def clean_up(root: Path, terms: logic.Terms) -> None:
+    context = _image_cleanup.Context(root=str(root), choices=terms.choices, build_user=terms.build_user)
     for rule in map(_image_cleanup.make_rule, CONTRACT["rules"]):
         if _image_cleanup.holds(rule, context):
             for action in _image_cleanup.decide(rule, context):
                 _image_cleanup.apply(action)
-    assert look(small_disk.make_raw(root, tmp_path / "disk.raw"), terms) == {}
+
+
+def test_no_planted_secret_is_anywhere_on_the_disk(tmp_path: Path) -> None:
+    """In more than 30 places, deleted files too; the same with the whole role is in test_roles_in_a_root_tree.py."""
+    planted = canaries.make()
+    assert len(planted) > 30
+    root = clean_tree(tmp_path / "root")
+    subprocess.run(["sh"], input=canaries.script(planted, str(root)), check=True, text=True)
+    dirty = small_disk.make_raw(root, tmp_path / "dirty.raw")
+    assert canaries.found_in(dirty, planted) == set(planted) - set(canaries.DELETED)
+    clean_up(root, terms_of())
+    raw = small_disk.make_raw(root, tmp_path / "clean.raw")
+    for compression in ("", "zlib", "zstd"):
+        image = small_disk.make_qcow2(raw, tmp_path / f"clean{compression}.qcow2", compression)
+        assert canaries.found_in(image, planted) == set()
 
 
 # --- forms of a disk
@@ -219,7 +238,7 @@ def test_secrets_are_found_wherever_they_are(run_module: Callable[..., dict[str,
     put(root, "/usr/share/notes", "the first secret is s3cret-one\n")
     put(root, "/usr/share/gone", "s3cret-two\n")
     raw = small_disk.make_raw(root, tmp_path / "disk.raw")
-    place = f"{raw}?offset={small_disk.ROOT[0] * small_disk.MIB}"
+    place = f"{raw}?offset={small_disk.ROOT_START * small_disk.MIB}"
     small_disk.run("debugfs", "-w", "-R", "rm /usr/share/gone", place)
     assert "gone" not in _image_tree.open_tree(str(raw)).names("/usr/share")
     for disk in (raw, small_disk.make_qcow2(raw, tmp_path / "disk.qcow2", "zstd")):
@@ -331,7 +350,7 @@ def test_bad_contracts(tmp_path: Path, rules: list[dict[str, Any]], message: str
 
 
 def broken(raw: Path, how: str) -> Path:
-    offset = small_disk.ROOT[0] * small_disk.MIB
+    offset = small_disk.ROOT_START * small_disk.MIB
     place = f"{raw}?offset={offset}"
     if how == "journal":
         small_disk.run("debugfs", "-w", "-R", "feature needs_recovery", place)
@@ -436,6 +455,6 @@ def test_plays_of_the_page(ansible_env: dict[str, str], tmp_path: Path) -> None:
     for number, play in enumerate(pages):
         text = json.dumps(play).replace("/srv/images/node.qcow2", str(disk))
         (tmp_path / f"play{number}.yml").write_text(text)
-        command = ["ansible-playbook", "-i", "localhost,", "-e", "ansible_connection=local", f"play{number}.yml"]
+        command = ["ansible-playbook", f"play{number}.yml"]
         done = subprocess.run(command, cwd=tmp_path, env=ansible_env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

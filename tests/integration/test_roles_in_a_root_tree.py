@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomllib
-from ansible_collections.goldsmith.images.tests.support import root_tree
+from ansible_collections.goldsmith.images.tests.support import canaries, root_tree, small_disk
 
 pytestmark = pytest.mark.skipif(bool(root_tree.missing()), reason=root_tree.missing())
 
@@ -85,3 +88,32 @@ def test_units_are_set_without_a_running_systemd(tree: root_tree.RootTree, ansib
     assert "no such unit: nope.service" in missing.output
     online = tree.play([{"goldsmith.images.systemd_units": {"enabled": ["systemd-networkd"]}}], ansible_env)
     assert "'offline'" in online.output
+
+
+@pytest.mark.skipif(bool(small_disk.missing()), reason=small_disk.missing())
+def test_cleanup_leaves_no_secret_anywhere_on_the_disk(
+    tree: root_tree.RootTree, ansible_env: dict[str, str], run_module: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Secrets in more than 30 places, those of deleted files too: none is in any byte of the finished image."""
+    planted = canaries.make()
+    assert len(planted) > 30
+    (tree.path / "plant.sh").write_text(canaries.script(planted), encoding="utf-8")
+    tree.run("sh", "/plant.sh")
+    (tree.path / "plant.sh").unlink()
+    # The search finds what is there: all but what was deleted before there was a disk.
+    dirty = small_disk.make_raw(tree.path, tmp_path / "dirty.raw", size=900)
+    assert canaries.found_in(dirty, planted) == set(planted) - set(canaries.DELETED)
+    dirty.unlink()
+
+    looked = tree.play(["goldsmith.images.cleanup"], ansible_env, "--check")
+    assert looked.code == 0, looked.output
+    assert (tree.path / "root/.netrc").exists()
+    done = tree.play(["goldsmith.images.cleanup"], ansible_env)
+    assert done.code == 0, done.output
+    assert re.search(r"paths, \d+\.\d MB freed", " ".join(done.output.split())), done.output
+    raw = small_disk.make_raw(tree.path, tmp_path / "clean.raw", size=900)
+    image = small_disk.make_qcow2(raw, tmp_path / "clean.qcow2", "zstd")
+    assert canaries.found_in(image, planted) == set()
+    result = run_module("image_hygiene", path=str(image), secrets=list(planted.values()), fail=True)
+    assert not result["failed"], result["msg"]
+    assert tree.play(["goldsmith.images.cleanup"], ansible_env).recap["changed"] == 0

@@ -13,11 +13,11 @@ from pathlib import Path
 SECTOR = 512
 MIB = 1024 * 1024
 ESP = (1, 2)  # where it starts and how large it is, in MiB
-ROOT = (3, 12)
+ROOT_START = 3
 TABLE = f"""\
 label: gpt
 start={ESP[0] * MIB // SECTOR}, size={ESP[1] * MIB // SECTOR}, type=U, name="ESP"
-start={ROOT[0] * MIB // SECTOR}, size={ROOT[1] * MIB // SECTOR}, type=L, name="root"
+start={ROOT_START * MIB // SECTOR}, size=+, type=L, name="root"
 """
 PROGRAMS = ("sfdisk", "mke2fs", "mformat", "mcopy", "qemu-img")
 
@@ -37,13 +37,13 @@ def run(*command: str | Path, text: str = "") -> None:
     subprocess.run(command, input=text, check=True, capture_output=True, text=True, env=environment)
 
 
-def make_raw(root: Path, disk: Path, esp: Path | None = None) -> Path:
-    """Write a disk whose root file system holds the folder `root`, and whose ESP holds `esp`."""
+def make_raw(root: Path, disk: Path, esp: Path | None = None, size: int = 12) -> Path:
+    """Write a disk whose root file system of `size` MiB holds the folder `root`, and whose ESP holds `esp`."""
     with disk.open("wb") as stream:
-        stream.truncate((ROOT[0] + ROOT[1] + 1) * MIB)
+        stream.truncate((ROOT_START + size + 1) * MIB)
     run("sfdisk", "--quiet", disk, text=TABLE)
-    offset = ROOT[0] * MIB
-    run("mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, "-E", f"offset={offset}", disk, f"{ROOT[1]}M")
+    offset = ROOT_START * MIB
+    run("mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, "-E", f"offset={offset}", disk, f"{size}M")
     partition = f"{disk}@@{ESP[0]}M"
     run("mformat", "-i", partition, "-v", "ESP", "-T", str(ESP[1] * MIB // SECTOR), "-h", "4", "-s", "16", "::")
     for path in sorted(esp.iterdir()) if esp else []:
