@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import re
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +120,85 @@ def test_images_are_refused_on_a_root_tree(with_containerd: root_tree.RootTree, 
     assert played.code != 0
     assert "build_method=vm" in played.output
     assert played.recap["changed"] == 0
+
+
+# containerd in name spaces of its own, with an empty store: the arguments of each line go to the role's script.
+RUN_IMAGES = """\
+set -eu
+mount --make-rprivate /
+for folder in run tmp var/lib/containerd; do
+    mkdir -p "$1/$folder"
+    mount -t tmpfs tmpfs "$1/$folder"
+done
+mount -t proc proc "$1/proc"
+mount -t sysfs sysfs "$1/sys"
+mount --rbind /dev "$1/dev"
+cp "$2" "$1/tmp/images.sh"
+cp "$3" "$1/tmp/image.tar"
+exec chroot "$1" sh -c '
+    printf "version = 2\\ndisabled_plugins = [\\"io.containerd.grpc.v1.cri\\"]\\n" >/tmp/config.toml
+    containerd --config /tmp/config.toml 2>/tmp/log &
+    until ctr version >/dev/null 2>&1; do kill -0 $! && sleep 0.1; done
+    export HOSTS_DIR=/etc/containerd/certs.d PIN=yes
+    while read -r title look arguments; do
+        echo "@ $title"
+        LOOK_ONLY=${look#no} sh -s -- $arguments </tmp/images.sh 2>&1 || echo "exit $?"
+    done
+    ctr --namespace k8s.io images ls
+    kill $!
+'
+"""
+
+
+def docker_archive(path: Path) -> None:
+    """An image with two names, as `docker save` writes it."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("hello"))
+    diff_id = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
+    manifest = [{"Config": "config.json", "RepoTags": ["goldsmith.test/one:check", "two:1"], "Layers": ["layer.tar"]}]
+    files = {"layer.tar": layer.getvalue(), "config.json": json.dumps(config).encode()}
+    with tarfile.open(path, "w") as archive:
+        for name, content in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def test_images_are_imported_and_pinned_once(with_containerd: root_tree.RootTree, tmp_path: Path) -> None:
+    docker_archive(tmp_path / "image.tar")
+    script = Path(__file__).parents[2] / "roles/container_runtime/files/images.sh"
+    lines = [
+        "look yes pull=busybox import=/tmp/image.tar",
+        "first no import=/tmp/image.tar",
+        "again no import=/tmp/image.tar",
+        "present no pull=two:1 pull=goldsmith.test/one:check",
+        "missing no import=/nowhere.tar",
+    ]
+    enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", RUN_IMAGES, "sh"]
+    done = subprocess.run(
+        [*enter, str(with_containerd.path), str(script), str(tmp_path / "image.tar")],
+        input="\n".join(lines) + "\n",
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    answers = {part.split()[0]: part for part in done.stdout.split("@ ")[1:]}
+    assert list(answers) == ["look", "first", "again", "present", "missing"], done.stdout + done.stderr
+    changed = {name: re.findall(r"(?m)^changed (\S+)$", answer) for name, answer in answers.items()}
+    assert changed == {
+        "look": ["docker.io/library/busybox:latest"],
+        "first": ["docker.io/library/two:1", "goldsmith.test/one:check"],
+        "again": [],
+        "present": [],
+        "missing": [],
+    }
+    assert "there is no such archive" in answers["missing"]
+    assert "exit 2" in answers["missing"]
+    assert done.stdout.count("io.cri-containerd.pinned=pinned") == 2, done.stdout
 
 
 def pack(path: Path, members: dict[str, Path | bytes]) -> str:

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.goldsmith.images.plugins.module_utils import _node_files
 from ansible_collections.goldsmith.images.tests.support import apt_repository, root_tree
 
 ROLE = "goldsmith.images.kubernetes_prerequisites"
@@ -105,6 +109,83 @@ def test_an_exact_version_and_then_a_newer_one(
     assert tree.run("apt-mark", "showhold").split() == ["kubeadm", "kubectl", "kubelet"]
 
 
+def test_from_a_folder_without_a_network(
+    tree: root_tree.RootTree, repository: apt_repository.AptRepository, ansible_env: dict[str, str]
+) -> None:
+    folder = tree.path / "srv/packages"
+    folder.mkdir(parents=True)
+    for deb in repository.folder.glob("*_1.36.*.deb"):
+        shutil.copy(deb, folder)
+    # There is no mirror to fall back to.
+    for source in (tree.path / "etc/apt/sources.list.d").glob("*"):
+        source.unlink()
+    (tree.path / "etc/apt/sources.list").unlink(missing_ok=True)
+    settings = {
+        "kubernetes_prerequisites_packages_source": "files",
+        "kubernetes_prerequisites_packages_dir": "/srv/packages",
+        "kubernetes_prerequisites_packages": ["kmod"],
+    }
+    two = tree.play([ROLE], ansible_env, **settings)
+    assert two.code != 0
+    assert "has 2 files of kubeadm 1.36.*, one is wanted" in " ".join(two.output.split()), two.output
+    for deb in folder.glob("*_1.36.1-*.deb"):
+        deb.unlink()
+
+    look = tree.play([ROLE], ansible_env, "--check", **settings)
+    assert look.code == 0, look.output
+    assert "kubelet" not in versions(tree)
+    first = tree.play([ROLE], ansible_env, **settings)
+    assert first.code == 0, first.output
+    names = ["kubeadm", "kubelet", "kubectl", "kubernetes-cni", "cri-tools"]
+    assert {name: versions(tree).get(name) for name in names} == dict.fromkeys(names, "1.36.2-1.1")
+    assert tree.run("apt-mark", "showhold").split() == ["kubeadm", "kubectl", "kubelet"]
+    assert tree.run("systemctl", "is-enabled", "kubelet.service").strip() == "enabled"
+    # The last task tells what kubeadm would say of it.
+    show = {"ansible.builtin.debug": {"var": "kubernetes_prerequisites_preflight_checks"}}
+    second = tree.play([ROLE, show], ansible_env, **settings)
+    assert second.recap["changed"] == 0, second.output
+    assert "kubelet 1.36.2" in second.output
+    assert "zz-kubernetes.conf sets net.ipv4.ip_forward to 1 at boot" in " ".join(second.output.split())
+
+
+def configuration(tree: root_tree.RootTree) -> dict[str, str]:
+    """Every file and link in /etc that a role may have written."""
+    found = {}
+    for path in sorted((tree.path / "etc").rglob("*")):
+        name = str(path.relative_to(tree.path))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        # The linker's cache and what dpkg writes with a time in it are nobody's configuration.
+        elif path.is_file() and path.name not in ("ld.so.cache", ".updated", "shadow", "shadow-"):
+            found[name] = f"{path.stat().st_mode:o} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return found
+
+
+def test_both_orders_with_the_hardening_role_are_the_same(
+    pristine: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {
+        "kubernetes_prerequisites_packages_source": "none",
+        "kubernetes_prerequisites_packages": ["kmod"],
+        "hardening_profile": "kubernetes_node",
+    }
+    hardening = "goldsmith.images.hardening"
+    found = []
+    for number, roles in enumerate(([ROLE, hardening], [hardening, ROLE])):
+        tree = pristine.copy(tmp_path / str(number))
+        # The hardening role wants facts.
+        facts = {"ansible.builtin.setup": {"gather_subset": ["!all", "!min", "chroot", "distribution"]}}
+        tasks = [{"ansible.builtin.include_role": {"name": role}} for role in roles]
+        played = tree.play([facts, *tasks], ansible_env, **settings)
+        assert played.code == 0, played.output
+        found.append(configuration(tree))
+        for key in ("net.ipv4.ip_forward", "net.ipv6.conf.default.forwarding", "net.bridge.bridge-nf-call-iptables"):
+            value = _node_files.boot_sysctl(str(tree.path), key)
+            assert value == ("1", "/etc/sysctl.d/zz-kubernetes.conf"), key
+    different = {name for name in found[0] | found[1] if found[0].get(name) != found[1].get(name)}
+    assert not different
+
+
 def test_a_key_that_is_not_expected_is_refused_before_it_is_written(
     tree: root_tree.RootTree, repository: apt_repository.AptRepository, ansible_env: dict[str, str]
 ) -> None:
@@ -163,4 +244,4 @@ def test_a_warning_for_containerd_1_from_1_35_on(
         [ROLE], ansible_env, "--check", **variables(repository, container_runtime_containerd_version="1.7.24")
     )
     assert played.code == 0, played.output
-    assert "WARNING: containerd 1.7.24" in played.output
+    assert "ContainerRuntimeVersion: containerd 1.7.24 works with Kubernetes 1.36" in " ".join(played.output.split())

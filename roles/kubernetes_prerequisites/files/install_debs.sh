@@ -7,7 +7,8 @@ folder=$1 wanted=$2 look_only=$3
 
 cd "$folder" || { echo "$folder: no such folder on this machine (kubernetes_prerequisites_packages_dir)" >&2; exit 2; }
 set --
-for deb in ./*.deb; do
+# apt wants absolute paths for what is not downloaded.
+for deb in "$PWD"/*.deb; do
     [ -e "$deb" ] || { echo "$folder: there is no .deb file in it" >&2; exit 2; }
     name=$(dpkg-deb --field "$deb" Package) version=$(dpkg-deb --field "$deb" Version)
     case $name in
