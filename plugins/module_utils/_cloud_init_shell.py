@@ -142,7 +142,7 @@ def _with_checker(name: str, copies: Sequence[tuple[_Copy, dict[str, t.Any]]], t
         if name != "syntax":
             long = [copy.script for copy, _ in group if len(copy.script.text.value) > _MAX_CHARACTERS]
             result.not_evaluated += [
-                f"{script.text.source.file}: {script.origin}: too long for {name} (more than {_MAX_CHARACTERS} characters)"
+                f"{script.text.source.file}: {script.origin}: too long for {name} (over {_MAX_CHARACTERS} characters)"
                 for script in long
             ]
             group = [(copy, entry) for copy, entry in group if copy.script not in long]
