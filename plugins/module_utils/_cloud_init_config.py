@@ -71,7 +71,7 @@ def parse(text: Text, origin: str, kind: str = "cloud-config") -> Config:
         root = yaml.compose(text)
     except yaml.YamlProblem as problem:
         place = text.at(problem.line, problem.column) if problem.line else None
-        line = text.value.split("\n")[problem.line - 1] if problem.line else ""
+        line = text.line(problem.line) if problem.line else ""
         trap = re.match(r"\s*-\s+(\[\[|.*:\s|[&*!%@`{\[])", line)
         reader.note(place, "error", "yaml", f"This is not YAML: {problem}.", _QUOTE if trap else "")
         return reader.config

@@ -30,7 +30,7 @@ if t.TYPE_CHECKING:
     pass
 
 #: More than any cloud takes; what is larger is not read.
-MAX_BYTES = 1 << 20
+MAX_BYTES = 256 << 10
 GZIP = b"\x1f\x8b"
 _MAX_DEPTH = 5
 

@@ -13,7 +13,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
 import typing as t
 
@@ -30,12 +32,15 @@ _DIALECTS = {"sh": "dash", "dash": "dash", "ash": "dash", "bash": "bash"}
 _LEVELS = {"error": "error", "warning": "warning", "info": "info", "style": "info"}
 #: Sourced files are not here, and are not what is judged.
 _EXCLUDED = "SC1090,SC1091"
+_MAX_OUTPUT = 4 << 20
+#: shellcheck and checkbashisms take minutes, and the first gigabytes, for what is much longer.
+_MAX_CHARACTERS = 64 << 10
 _SYNTAX = re.compile(r"^.*?: (?:line )?(\d+): (.*)$", re.MULTILINE)
 _BASHISM = re.compile(r"^possible bashism in (.*) line (\d+) \((.*)\):$")
 
 
-class TimeUp(Exception):
-    """The time limit is over."""
+class NoAnswer(Exception):
+    """A program gave no answer that can be used, mostly because the time limit was over."""
 
 
 @dataclasses.dataclass
@@ -53,20 +58,33 @@ class Tools:
         return path
 
     def run(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        left = self.deadline - time.monotonic()
-        try:
-            return subprocess.run(
+        """Run a program; what it leaves running cannot keep us waiting, because its output goes to files."""
+        name = os.path.basename(argv[0])
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
+                stdout=out,
+                stderr=err,
                 env={**os.environ, "LC_ALL": "C.UTF-8"},
-                timeout=max(left, 0.01),
-                check=False,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired as error:
-            raise TimeUp(f"{os.path.basename(argv[0])} did not end within the time limit") from error
+            try:
+                process.wait(max(self.deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired as error:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise NoAnswer(f"{name} did not end within the time limit") from error
+            said = [_text(stream, name) for stream in (out, err)]
+        return subprocess.CompletedProcess(argv, process.returncode, *said)
+
+
+def _text(stream: t.IO[bytes], name: str) -> str:
+    stream.seek(0)
+    data = stream.read(_MAX_OUTPUT + 1)
+    if len(data) > _MAX_OUTPUT:
+        raise NoAnswer(f"{name} printed more than {_MAX_OUTPUT} bytes, which were not read")
+    return data.decode("utf-8", "replace")
 
 
 @dataclasses.dataclass
@@ -121,6 +139,13 @@ def judge(scripts: Sequence[Script], checkers: Sequence[str], sh: str, folder: s
 def _with_checker(name: str, copies: Sequence[tuple[_Copy, dict[str, t.Any]]], tools: Tools, result: Judged) -> None:
     for dialect in ("dash", "bash"):
         group = [(copy, entry) for copy, entry in copies if copy.dialect == dialect]
+        if name != "syntax":
+            long = [copy.script for copy, _ in group if len(copy.script.text.value) > _MAX_CHARACTERS]
+            result.not_evaluated += [
+                f"{script.text.source.file}: {script.origin}: too long for {name} (over {_MAX_CHARACTERS} characters)"
+                for script in long
+            ]
+            group = [(copy, entry) for copy, entry in group if copy.script not in long]
         if not group or (name == "checkbashisms" and dialect == "bash"):
             continue
         program = tools.find(dialect if name == "syntax" else name)
@@ -128,7 +153,7 @@ def _with_checker(name: str, copies: Sequence[tuple[_Copy, dict[str, t.Any]]], t
             continue
         try:
             result.findings += _RUN[name](program, dialect, [copy for copy, _ in group], tools)
-        except TimeUp as error:
+        except NoAnswer as error:
             result.not_evaluated.append(str(error))
             continue
         for _, entry in group:
@@ -169,8 +194,7 @@ def _syntax(program: str, dialect: str, copies: Sequence[_Copy], tools: Tools) -
         if done.returncode == 0 or not match:
             continue
         line = int(match[1])
-        lines = copy.script.text.value.split("\n")
-        known = dash.recognise(lines[line - 1]) if dialect == "dash" and line <= len(lines) else None
+        known = dash.recognise(copy.script.text.line(line)) if dialect == "dash" else None
         column, suggestion = known or (None, "")
         yield _finding(
             copy,
@@ -193,7 +217,7 @@ def _shellcheck(program: str, dialect: str, copies: Sequence[_Copy], tools: Tool
         try:
             comments = json.loads(done.stdout)["comments"]
         except ValueError:
-            raise TimeUp(f"shellcheck failed: {done.stderr.strip()[:200] or done.returncode}") from None
+            raise NoAnswer(f"shellcheck failed: {done.stderr.strip()[:200] or done.returncode}") from None
         for comment in comments:
             code = f"SC{comment['code']}"
             place = (comment["file"], comment["line"], comment["column"])

@@ -13,7 +13,7 @@ import json
 import time
 import typing as t
 
-from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_shell import TimeUp
+from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_shell import NoAnswer
 
 if t.TYPE_CHECKING:
     from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_shell import Tools
@@ -96,7 +96,7 @@ def ask(tools: Tools, wait: float) -> Status:
     while True:
         try:
             done = tools.run([program, "status", "--format", "json"])
-        except TimeUp:
+        except NoAnswer:
             return Status("unknown", detail="cloud-init status did not answer", timed_out=True, waited=_since(started))
         status = read(done.stdout, done.returncode, done.stderr)
         waited = _since(started)

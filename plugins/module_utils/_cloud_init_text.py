@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
+import re
 import typing as t
 
 if t.TYPE_CHECKING:
@@ -20,6 +22,10 @@ SEVERITIES = ("info", "warning", "error")
 
 class CloudInitError(Exception):
     """The check itself could not be made (not: something is wrong with the user-data)."""
+
+
+def _line_starts(text: str) -> list[int]:
+    return [0, *(match.end() for match in re.finditer("\n", text))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +39,7 @@ class Source:
     starts: list[int] = dataclasses.field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        ends = [number + 1 for number, char in enumerate(self.text) if char == "\n"]
-        object.__setattr__(self, "starts", [0, *ends])
+        object.__setattr__(self, "starts", _line_starts(self.text))
 
     def position(self, index: int) -> tuple[int, int]:
         """Line and column, both from 1."""
@@ -61,21 +66,29 @@ class Text:
         """The same places under characters that hide those that were there."""
         return Text(value, self.source, self.places)
 
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return _line_starts(self.value)
+
+    def line(self, number: int) -> str:
+        """A line of this text, from 1, without its end; the last one for a number that is too high."""
+        number = min(max(number, 1), len(self._starts))
+        end = self._starts[number] - 1 if number < len(self._starts) else len(self.value)
+        return self.value[self._starts[number - 1] : end]
+
     def position(self, index: int) -> tuple[int, int] | None:
         """Line and column in the source of a character, or of the next one that stands there."""
-        for place in self.places[index:]:
-            if place >= 0:
-                return self.source.position(place)
+        for number in range(index, len(self.places)):
+            if self.places[number] >= 0:
+                return self.source.position(self.places[number])
         return self.source.position(self.places[-1]) if len(self.places) and self.places[-1] >= 0 else None
 
     def at(self, line: int, column: int | None) -> tuple[int, int] | None:
         """The source's line and column of this text's own; without a column, of the line's first visible character."""
-        lines = self.value.split("\n")
-        line = min(max(line, 1), len(lines))
-        start = sum(len(text) + 1 for text in lines[: line - 1])
-        content = lines[line - 1]
+        line = min(max(line, 1), len(self._starts))
+        content = self.line(line)
         offset = len(content) - len(content.lstrip()) if column is None else min(max(column - 1, 0), len(content))
-        return self.position(start + offset)
+        return self.position(self._starts[line - 1] + offset)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,7 +156,7 @@ class _Static:
             installed = _cloud_init_schema.version(self.tools)
             for part, root in self.configs:
                 self.ask_schema(part, root, installed)
-        except _cloud_init_shell.TimeUp as error:
+        except _cloud_init_shell.NoAnswer as error:
             self.report.not_evaluated.append(str(error))
 
     def ask_schema(self, part: Part, root: t.Any, installed: tuple[int, int] | None) -> None:

@@ -25,6 +25,7 @@ if t.TYPE_CHECKING:
 
 STRING = "tag:yaml.org,2002:str"
 NULL = "tag:yaml.org,2002:null"
+_MAX_DEPTH = 100
 _HEX = {"x": 2, "u": 4, "U": 8}
 
 
@@ -40,6 +41,7 @@ class YamlProblem(Exception):
 def compose(text: Text) -> t.Any:
     """The root node, None for an empty document."""
     try:
+        _require_shallow(text.value)
         return yaml.compose(text.value, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -47,8 +49,18 @@ def compose(text: Text) -> t.Any:
         raise YamlProblem(", ".join(filter(None, (error.context, error.problem))), *position) from error
     except yaml.YAMLError as error:
         raise YamlProblem(str(error).split("\n")[0]) from error
-    except RecursionError as error:
-        raise YamlProblem("it is nested too deeply") from error
+
+
+def _require_shallow(text: str) -> None:
+    """Nodes are composed by recursion, which ends the process where the nesting is too deep; events are not."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise YamlProblem("it is nested too deeply", event.start_mark.line + 1, event.start_mark.column + 1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def is_mapping(node: t.Any) -> bool:

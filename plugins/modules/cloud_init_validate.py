@@ -44,7 +44,7 @@ options:
       - Files, or directories whose files are checked. A file's kind is known by its content, and by its name or place
         if that is C(network-config), C(meta-data), C(*.cfg) (configuration of the system, which needs no first line)
         or the folder C(per-boot), C(per-instance) or C(per-once).
-      - A file of more than 1 MiB is an error.
+      - A file of more than 256 KiB is an error.
     type: list
     elements: path
   content:
@@ -439,12 +439,13 @@ def main() -> t.NoReturn:
             "fail": {"type": "bool", "default": False},
             "require_evaluated": {"type": "bool", "default": False},
         },
-        required_one_of=[("src", "content", "system")],
         supports_check_mode=True,
     )
     wanted = dict(module.params)
     fail, require_evaluated = wanted.pop("fail"), wanted.pop("require_evaluated")
     wanted["src"] = wanted["src"] or []
+    if not wanted["src"] and wanted["content"] is None and not wanted["system"]:
+        module.fail_json(msg="say what to check: src, content or system")
     if wanted["timeout"] <= 0:
         module.fail_json(msg=f"timeout must be greater than 0, not {wanted['timeout']}")
     try:
