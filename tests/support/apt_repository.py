@@ -297,7 +297,7 @@ def signed_suite(folder: Path, suite: str, packages: Mapping[str, Path]) -> Iter
         with serve(folder) as port:
             yield AptRepository(folder, key, fingerprint, port)
     finally:
-        _remove_key(home)
+        remove_key(home)
 
 
 def main() -> None:
