@@ -24,6 +24,7 @@ try:
     import botocore.credentials
     import botocore.exceptions
     import botocore.loaders
+    import botocore.parsers
     import botocore.session
 except ImportError:
     BOTO3_ERROR: str | None = traceback.format_exc()
@@ -85,7 +86,11 @@ def call(function: t.Callable[..., t.Any], patience: float = 0, **parameters: t.
     while True:
         try:
             return function(**parameters)
-        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as exc:
+        except (
+            botocore.exceptions.ClientError,
+            botocore.exceptions.BotoCoreError,
+            botocore.parsers.ResponseParserError,
+        ) as exc:
             error = explain(exc)
             left = deadline - time.monotonic()
             if not error.busy or left <= 0:
