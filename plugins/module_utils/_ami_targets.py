@@ -184,7 +184,7 @@ def enter(request: Request, source: aws.Account, accounts: aws.Aws, pool: Execut
 
 def _identity_error(account: aws.Account) -> dict[str, str] | None:
     try:
-        account.identity  # noqa: B018  the answer is kept
+        account.enter()
     except aws.AwsError as exc:
         return exc.report()
     return None

@@ -183,6 +183,10 @@ class Account:
         """Who we are there: Account, Arn and UserId. Raises AwsError when the account cannot be entered."""
         return call(self.client("sts").get_caller_identity)
 
+    def enter(self) -> str:
+        """Enter the account and return its number. Raises AwsError when that is refused."""
+        return self.id
+
     @property
     def id(self) -> str:
         """Return the number of the account."""
