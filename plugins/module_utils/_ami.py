@@ -94,7 +94,8 @@ def find_source(account: aws.Account, region: str, wanted: t.Mapping[str, t.Any]
         chosen = [{"Name": "image-id", "Values": [wanted["image_id"]]}]
     else:
         chosen = [{"Name": "name", "Values": [wanted["name"]]}]
-    owners = {"Owners": [wanted["owner"]]} if wanted.get("owner") else {}
+    # An id may be anybody's: the image only has to be shared with us.
+    owners = {"Owners": [wanted["owner"]]} if wanted.get("owner") and not wanted["image_id"] else {}
     found = aws.pages(
         client, "describe_images", "Images", Filters=chosen, IncludeDeprecated=True, IncludeDisabled=True, **owners
     )

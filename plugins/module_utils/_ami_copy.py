@@ -347,7 +347,8 @@ class Engine:
 
     def _finish(self, copy: Copy) -> None:
         """Verify an available copy, and give it the tags and permissions it lacks."""
-        assert copy.image is not None
+        if copy.image is None:
+            return
         client, target = copy.target.client("ec2"), copy.target
         copy.duration = time.monotonic() - copy.started if copy.action != "unchanged" else 0.0
         snapshots = copy.finished.snapshots or describe_snapshots(client, copy.image)

@@ -175,17 +175,16 @@ def enter(request: Request, source: aws.Account, accounts: aws.Aws, pool: Execut
                     f"the target {target.wanted_account}/{target.region} is entered as"
                     f" {target.account.identity['Arn']}: give it the profile or the role_arn of its own account"
                 )
-    seen: dict[tuple[str | None, str], Target] = {}
+    seen: dict[str, Target] = {}
     for target in request.targets:
-        account = target.account_id or target.wanted_account or target.login.role_arn
-        if seen.setdefault((account, target.region), target) is not target:
-            raise AmiError(f"the target {account}/{target.region} is there twice")
-    _check_regions(request, source, entered.values(), pool)
+        if seen.setdefault(target.place, target) is not target:
+            raise AmiError(f"the target {target.place} is there twice")
+    _check_regions(request, source, [entered[key] for key, problem in problems.items() if problem is None], pool)
 
 
 def _identity_error(account: aws.Account) -> dict[str, str] | None:
     try:
-        account.identity  # noqa: B018  the answer is kept
+        account.enter()
     except aws.AwsError as exc:
         return exc.report()
     return None
@@ -203,7 +202,7 @@ def _check_regions(request: Request, source: aws.Account, accounts: t.Iterable[a
                 " images cannot be copied from one to the other"
             )
     home = request.source["region"]
-    good = {id(account): account for account in accounts if account.identity}
+    good = {id(account): account for account in accounts}
     good[id(source)] = source
     clients = [account.client("ec2", home) for account in good.values()]
     lists = pool.map(lambda client: aws.call(client.describe_regions, AllRegions=True)["Regions"], clients)

@@ -24,6 +24,7 @@ try:
     import botocore.credentials
     import botocore.exceptions
     import botocore.loaders
+    import botocore.parsers
     import botocore.session
 except ImportError:
     BOTO3_ERROR: str | None = traceback.format_exc()
@@ -85,7 +86,11 @@ def call(function: t.Callable[..., t.Any], patience: float = 0, **parameters: t.
     while True:
         try:
             return function(**parameters)
-        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as exc:
+        except (
+            botocore.exceptions.ClientError,
+            botocore.exceptions.BotoCoreError,
+            botocore.parsers.ResponseParserError,
+        ) as exc:
             error = explain(exc)
             left = deadline - time.monotonic()
             if not error.busy or left <= 0:
@@ -177,6 +182,10 @@ class Account:
     def identity(self) -> dict[str, str]:
         """Who we are there: Account, Arn and UserId. Raises AwsError when the account cannot be entered."""
         return call(self.client("sts").get_caller_identity)
+
+    def enter(self) -> str:
+        """Enter the account and return its number. Raises AwsError when that is refused."""
+        return self.id
 
     @property
     def id(self) -> str:

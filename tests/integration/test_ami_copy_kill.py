@@ -19,8 +19,8 @@ from ansible_collections.goldsmith.images.tests.support.cloud import HOME, Call,
 OTHER = "222222222222"
 FRIEND = "333333333333"
 REGIONS = ("eu-west-1", "us-east-1", "us-east-2")
-CALLS = 100  # more than a run has; the last ones are never reached
-EVERY = 7
+CALLS = 125  # more than a run has; the last ones are never reached
+EVERY = 13
 
 
 class Scenario:
@@ -131,7 +131,7 @@ def test_killed_at_some_calls(cloud: Cloud, tmp_path: Path, number: int) -> None
 @pytest.mark.slow_matrix
 @pytest.mark.parametrize("after", ["keep", "deregister"])
 @pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("number", range(1, CALLS + 20))
+@pytest.mark.parametrize("number", range(1, CALLS))
 def test_killed_at_every_call(cloud: Cloud, tmp_path: Path, number: int, lost: bool, after: str) -> None:
     kill_and_run_again(cloud, tmp_path, number, lost, after)
 
@@ -148,4 +148,4 @@ def test_a_run_has_fewer_calls_than_are_tried(cloud: Cloud, tmp_path: Path) -> N
         cloud.reset()
         scenario = Scenario(cloud, tmp_path / after, after)
         (tmp_path / after).mkdir()
-        assert not scenario.kill_at(CALLS + 20, lost=False)
+        assert not scenario.kill_at(CALLS, lost=False)

@@ -136,8 +136,8 @@ class Cloud:
     # ----------------------------------------------------------------------------------------------------- the server
     @classmethod
     @contextlib.contextmanager
-    def running(cls, patched: bool = True, **settings: Any) -> Iterator[Cloud]:
-        """Run a cloud on loopback; *patched* false: moto as it is."""
+    def running(cls, **settings: Any) -> Iterator[Cloud]:
+        """Run a cloud on loopback. It changes moto in this process for as long as it runs."""
         cloud = cls(**settings)
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -146,7 +146,7 @@ class Cloud:
             server._server.app = cloud._middleware(server._server.app)  # moto offers no hook
             cloud.url = "http://{}:{}".format(*server.get_host_and_port())
             with contextlib.ExitStack() as stack:
-                for owner, name, value in cloud._patches() if patched else ():
+                for owner, name, value in cloud._patches():
                     stack.enter_context(mock.patch.object(owner, name, value, create=True))
                 yield cloud
         finally:
