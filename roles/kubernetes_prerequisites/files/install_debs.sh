@@ -7,7 +7,6 @@ folder=$1 wanted=$2 look_only=$3
 
 cd "$folder" || { echo "$folder: no such folder on this machine (kubernetes_prerequisites_packages_dir)" >&2; exit 2; }
 set --
-# apt wants absolute paths for what is not downloaded.
 for deb in "$PWD"/*.deb; do
     [ -e "$deb" ] || { echo "$folder: there is no .deb file in it" >&2; exit 2; }
     name=$(dpkg-deb --field "$deb" Package) version=$(dpkg-deb --field "$deb" Version)
@@ -33,7 +32,8 @@ for name in kubeadm kubelet kubectl; do
     exit 2
 done
 [ $# -gt 0 ] && [ "$look_only" != yes ] || exit 0
-# Dependencies are looked for among these files and what is installed; nothing is fetched.
-DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends --no-download \
+# Dependencies are looked for among these files and what is installed: without sources nothing can be fetched.
+DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends \
+    -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts=/dev/null -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \
     --allow-change-held-packages --allow-downgrades \
     -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -o "DPkg::Lock::Timeout=${LOCK_TIMEOUT:-300}" "$@" >&2
