@@ -35,6 +35,7 @@ MARKER = "goldsmith-cache.json"
 FORMAT = 1
 #: How the names of folders begin that only wait for their removal.
 GRAVE = "old."
+NEW = "new."
 FOLDERS = ("entries", "work", "partial", "locks", "logs")
 #: An entry that was asked for so recently may be in use by a build: it is not evicted, whatever the size limit says.
 IN_USE_SECONDS = 4 * 3600
@@ -135,9 +136,9 @@ class Cache:
         removed = []
         for folder in sorted((self.path / "work").iterdir()):
             with _try_lock(folder / "owner.lock") as lock:
-                # Without a lock file it is one whose removal was cut short, or one that is not yet locked.
-                new = lock is False and not folder.name.startswith(GRAVE) and time.time() - _mtime(folder) < 60
-                if lock is None or new:
+                # Without a lock file it is one whose removal was cut short, or one that becomes an entry right now.
+                new = folder.name.startswith(NEW) or (lock is False and not folder.name.startswith(GRAVE))
+                if lock is None or (new and time.time() - _mtime(folder) < 60):
                     continue
                 self._bury(folder)
                 removed.append(folder.name)
@@ -266,9 +267,11 @@ class Cache:
     def workspace(self, key: str) -> Iterator[Path]:
         """A folder of one's own; it goes at the end, or when the next user finds that its maker was killed."""
         # For nobody else: a root tree has programs that run as root, whoever starts them.
-        folder = Path(tempfile.mkdtemp(prefix=f"{key[:16]}.", dir=self.path / "work"))
-        with (folder / "owner.lock").open("w") as lock:
+        new = Path(tempfile.mkdtemp(prefix=NEW, dir=self.path / "work"))
+        with (new / "owner.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # Not before it is locked: what nobody holds, a sweep removes.
+            folder = new.rename(new.with_name(f"{key[:16]}.{new.name[len(NEW) :]}"))
             try:
                 yield folder
             finally:
@@ -303,12 +306,10 @@ class Cache:
 
     def _bury(self, folder: Path) -> None:
         """Remove a work folder; by its name the next one knows it for rubbish, whatever was removed of it first."""
-        if not folder.name.startswith(GRAVE):
-            grave = folder.with_name(GRAVE + folder.name)
-            folder.rename(grave)
-            folder = grave
         # Another process may be at it as well.
         with contextlib.suppress(FileNotFoundError):
+            if not folder.name.startswith(GRAVE):
+                folder = folder.rename(folder.with_name(GRAVE + folder.name))
             self.remove(folder)
 
 
