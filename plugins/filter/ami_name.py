@@ -37,7 +37,8 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-SHORTEST, LONGEST = 3, 128
+SHORTEST = 3
+LONGEST = 128
 
 
 def ami_name(text: str) -> str:

@@ -153,6 +153,6 @@ def main() -> int:
     try:
         options = load(arguments.config)
     except InputError as exc:
-        print(f"boot checks: {exc}", file=sys.stderr)
+        sys.stderr.write(f"boot checks: {exc}\n")
         return 2
     return 0 if arguments.validate else run(options)

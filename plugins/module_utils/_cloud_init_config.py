@@ -113,14 +113,14 @@ class _Reader:
             if yaml.is_sequence(node):
                 waiting += node.value
             elif yaml.is_mapping(node):
-                for key, _, value in yaml.items(node):
+                for key, _unused, value in yaml.items(node):
                     if yaml.is_scalar(value) and _SECRET_KEY.search(key) and len(value.value) > 4:
                         self.config.secrets.add(value.value)
                     waiting.append(value)
 
     def cloud_config(self, root: t.Any) -> None:
         seen = set()
-        for key, key_node, _ in yaml.items(root):
+        for key, key_node, _unused in yaml.items(root):
             if key in seen:
                 self.note_at(
                     key_node,

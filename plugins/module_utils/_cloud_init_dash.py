@@ -55,7 +55,7 @@ FATAL_IN_DASH = ("SC3040", "SC2112", "SC2113")
 
 
 def suggestion(code: str) -> str:
-    text, _ = _CONSTRUCTS.get(code, ("", ""))
+    text, _unused = _CONSTRUCTS.get(code, ("", ""))
     return f"Instead: {text} {_USE_BASH}" if text else ""
 
 

@@ -100,7 +100,7 @@ def _problems(part: Part, root: t.Any, said: str) -> Iterator[Finding]:
         return
     by_path: dict[str, list[str]] = {}
     for problem in _NEXT.split(match[1]):
-        path, _, message = problem.partition(": ")
+        path, _unused, message = problem.partition(": ")
         by_path.setdefault(path, []).append(" ".join(message.split()))
     for path, messages in by_path.items():
         yield _finding(part, _node(root, path, messages[0]), path, "; ".join(messages))
@@ -110,7 +110,7 @@ def _node(root: t.Any, path: str, message: str) -> t.Any:
     node = yaml.find(root, path) if root is not None else None
     unexpected = _UNEXPECTED.search(message)
     if unexpected and yaml.is_mapping(node):
-        return next((key for name, key, _ in yaml.items(node) if name == unexpected[1]), node)
+        return next((key for name, key, _unused in yaml.items(node) if name == unexpected[1]), node)
     return node
 
 

@@ -140,7 +140,7 @@ def _with_checker(name: str, copies: Sequence[tuple[_Copy, dict[str, t.Any]]], t
     for dialect in ("dash", "bash"):
         group = [(copy, entry) for copy, entry in copies if copy.dialect == dialect]
         if name != "syntax":
-            long = [copy.script for copy, _ in group if len(copy.script.text.value) > _MAX_CHARACTERS]
+            long = [copy.script for copy, _unused in group if len(copy.script.text.value) > _MAX_CHARACTERS]
             result.not_evaluated += [
                 f"{script.text.source.file}: {script.origin}: too long for {name} (over {_MAX_CHARACTERS} characters)"
                 for script in long
@@ -152,11 +152,11 @@ def _with_checker(name: str, copies: Sequence[tuple[_Copy, dict[str, t.Any]]], t
         if program is None:
             continue
         try:
-            result.findings += _RUN[name](program, dialect, [copy for copy, _ in group], tools)
+            result.findings += _RUN[name](program, dialect, [copy for copy, _unused in group], tools)
         except NoAnswer as error:
             result.not_evaluated.append(str(error))
             continue
-        for _, entry in group:
+        for _unused, entry in group:
             entry["checkers"].append(os.path.basename(program))
 
 

@@ -48,7 +48,7 @@ def compose(text: Text) -> t.Any:
         position = (mark.line + 1, mark.column + 1) if mark else (None, None)
         raise YamlProblem(", ".join(filter(None, (error.context, error.problem))), *position) from error
     except yaml.YAMLError as error:
-        raise YamlProblem(str(error).split("\n")[0]) from error
+        raise YamlProblem(str(error).split("\n", maxsplit=1)[0]) from error
 
 
 def _require_shallow(text: str) -> None:
@@ -84,7 +84,7 @@ def items(node: t.Any) -> Iterator[tuple[str, t.Any, t.Any]]:
 
 def get(node: t.Any, name: str) -> t.Any:
     """The value that counts: of keys that are there twice, the last."""
-    return {key: value for key, _, value in items(node)}.get(name) if is_mapping(node) else None
+    return {key: value for key, _unused, value in items(node)}.get(name) if is_mapping(node) else None
 
 
 def string(node: t.Any, name: str, default: str = "") -> str:

@@ -168,7 +168,7 @@ def test_copy_by_somebody_else_counts_if_its_keys_are_right(cloud: Cloud, module
     request = {"SourceImageId": where["image_id"], "SourceRegion": "eu-west-1", "Name": "by hand", "Encrypted": True}
     right = far.copy_image(**request, KmsKeyId=key)["ImageId"]
     far.copy_image(**request, KmsKeyId=other)
-    for _ in range(2):
+    for _number in range(2):
         far.describe_images(Owners=["self"])
     params = {"source": where, "targets": [{"region": "us-east-1", "kms_key_id": key, "tags": {"a": "b"}}]}
     would = run(module, check=True, **params)
@@ -198,10 +198,10 @@ def test_several_copies_are_a_warning_and_the_newest_is_taken(cloud: Cloud, modu
     where, key = source(cloud), cloud.key("us-east-1")
     far = client(cloud, "ec2", "us-east-1")
     request = {"SourceImageId": where["image_id"], "SourceRegion": "eu-west-1", "Name": "by hand", "Encrypted": True}
-    ids = [far.copy_image(**request, KmsKeyId=key)["ImageId"] for _ in range(2)]
+    ids = [far.copy_image(**request, KmsKeyId=key)["ImageId"] for _number in range(2)]
     backend = ec2_backends[HOME]["us-east-1"]
     backend.amis[ids[0]].creation_date += datetime.timedelta(hours=1)
-    for _ in range(2):
+    for _number in range(2):
         far.describe_images(Owners=["self"])
     result = run(module, source=where, targets=[{"region": "us-east-1", "kms_key_id": key}])
     assert only(result["copies"])["image_id"] == ids[0]
@@ -242,7 +242,7 @@ def test_failed_image_of_somebody_else_is_left_alone(cloud: Cloud, module: Modul
     far = client(cloud, "ec2", "us-east-1")
     cloud.failures[HOME, "us-east-1"] = ["no"]
     far.copy_image(SourceImageId=where["image_id"], SourceRegion="eu-west-1", Name="by hand", Encrypted=True)
-    for _ in range(2):
+    for _number in range(2):
         far.describe_images(Owners=["self"])
     run(module, source=where, regions=["us-east-1"])
     assert sorted(image.state for image in cloud.images(HOME, "us-east-1")) == ["available", "failed"]
@@ -567,7 +567,7 @@ def test_bad_sources(cloud: Cloud, module: Module) -> None:
     refuse(cloud, module, "EBS's own key", source=source(cloud, key=managed), **across)
     protected = source(cloud, deregistration_protection="enabled")
     refuse(cloud, module, "is protected", source=protected, source_after="deregister", **there)
-    for _ in range(2):
+    for _number in range(2):
         cloud.image(name="twin")
     refuse(cloud, module, "2 images", source={"name": "twin", "region": "eu-west-1"}, **there)
 

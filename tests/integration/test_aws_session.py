@@ -22,7 +22,7 @@ def test_assumed_credentials_renew_themselves(cloud: Cloud, monkeypatch: pytest.
     monkeypatch.setattr(logic, "ROLE_SECONDS", 900)
     account = logic.Aws("eu-west-1", cloud.url).account(BASE.then({"role_arn": ROLE, "external_id": "some id"}))
     client = account.client("ec2", "us-east-1")
-    for _ in range(3):
+    for _number in range(3):
         logic.call(client.describe_images, Owners=["self"])
     assumed = [call for call in cloud.calls if call.action == "AssumeRole"]
     assert len(assumed) == 3

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import datetime
-import xml.etree.ElementTree as ElementTree
 from typing import Any
+from xml.etree import ElementTree
 
 import boto3
 import botocore.config
@@ -75,9 +75,9 @@ def exercise(cloud: Cloud) -> None:
     tags = [{"ResourceType": kind, "Tags": [{"Key": "a", "Value": "b"}]} for kind in ("image", "snapshot")]
     cloud.failures[HOME, "us-east-1"] = ["Copy image failed with an internal error"]
     copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy", "TagSpecifications": tags}
-    for _ in range(2):
+    for _number in range(2):
         far.copy_image(**copy, Encrypted=True, KmsKeyId=key)
-    for _ in range(3):
+    for _number in range(3):
         images = far.describe_images(Owners=["self"], IncludeDisabled=True)["Images"]
     assert sorted(image["State"] for image in images) == ["available", "failed"]
     [good] = [image["ImageId"] for image in images if image["State"] == "available"]
@@ -149,12 +149,12 @@ def test_copies_take_their_time_and_keep_what_was_asked(cloud: Cloud) -> None:
     far = client(cloud, region="us-east-1")
     copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy"}
     encrypted = {**copy, "Encrypted": True, "KmsKeyId": "alias/images"}
-    [first, again] = [far.copy_image(**encrypted, ClientToken="t")["ImageId"] for _ in range(2)]
+    [first, again] = [far.copy_image(**encrypted, ClientToken="t")["ImageId"] for _number in range(2)]
     assert first == again
     assert refused(far.copy_image, **copy, ClientToken="t") == "IdempotentParameterMismatch"
     assert refused(far.copy_image, **copy, KmsKeyId=key) == "InvalidParameterDependency"
     assert refused(far.describe_images, ImageIds=[first]) == "InvalidAMIID.NotFound"
-    states = [far.describe_images(ImageIds=[first])["Images"][0] for _ in range(3)]
+    states = [far.describe_images(ImageIds=[first])["Images"][0] for _number in range(3)]
     assert [image["State"] for image in states] == ["pending", "pending", "available"]
     assert [len(image["BlockDeviceMappings"]) for image in states] == [0, 0, 2]
     assert states[2]["SourceImageId"] == source
@@ -186,7 +186,7 @@ def test_limits_throttling_and_keys(cloud: Cloud) -> None:
     copy = {"SourceImageId": source, "SourceRegion": "eu-west-1", "Name": "copy", "Encrypted": True}
     image = far.copy_image(**copy, KmsKeyId=cloud.key("eu-west-1"))["ImageId"]
     assert refused(far.copy_image, **copy) == "ResourceLimitExceeded"
-    for _ in range(2):
+    for _number in range(2):
         [described] = far.describe_images(ImageIds=[image])["Images"]
     assert described["State"] == "failed"
     assert "not accessible" in described["StateReason"]["Message"]

@@ -109,7 +109,7 @@ def test_positions_are_those_in_the_users_file(style: str) -> None:
     if style == "written":
         content = "#cloud-config\nwrite_files:\n- path: /x\n  content: |\n    #!/bin/sh\n"
     expected = set()
-    for code, _, says, at in CONSTRUCTS:
+    for code, _unused, says, at in CONSTRUCTS:
         item, column = in_style(style, code)
         content += item
         expected.add((content.count("\n"), says[SHELLCHECK], column, column + code.index(at) + len(at)))

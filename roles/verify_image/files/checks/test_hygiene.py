@@ -44,7 +44,7 @@ section hosts; grep -v '^[[:space:]]*#' /etc/hosts
 section cloud_init; find /var/lib/cloud -xdev ! -type d 2>/dev/null
 section cloud_init_old; old /var/lib/cloud
 section cloud_init_instances; ls /var/lib/cloud/instances 2>/dev/null
-section network_old; old /etc/systemd/network /etc/netplan /etc/network/interfaces.d
+section network_old; old /etc/systemd/network /etc/netplan /etc/network/interfaces.d | grep -v '/90-default.network$'
 section leases_old; old /var/lib/dhcp /var/lib/dhcpcd /var/lib/NetworkManager /var/lib/systemd/network
 section udev; ls /etc/udev/rules.d/*persistent-net* 2>/dev/null
 section resolv_conf; readlink /etc/resolv.conf
@@ -65,7 +65,7 @@ section homes; ls /home
 section caches; find /root /home -xdev -name '.ansible*' -o -xdev -name '*_history' -o -xdev -name '.viminfo' -o \
     -xdev -name known_hosts 2>/dev/null
 section authorized_keys_old; old /root/.ssh /home/*/.ssh
-section sudoers_old; old /etc/sudoers.d | grep -vE '/(README|goldsmith-umask)$'
+section sudoers_old; old /etc/sudoers.d | grep -vE '/(README|goldsmith-umask|50-sudonp)$'
 section build_user; grep -lE "^$build_user[: ]" /etc/passwd /etc/shadow /etc/group /etc/gshadow /etc/subuid \
     /etc/subgid /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid- 2>/dev/null
 grep -rlw "$build_user" /etc/sudoers /etc/sudoers.d 2>/dev/null

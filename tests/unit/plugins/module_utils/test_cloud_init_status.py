@@ -25,7 +25,7 @@ def cloud_init(folder: Path, script: str) -> Tools:
 
 
 def recorded(version: str, state_and_code: str) -> tuple[Path, str, int]:
-    state, _, code = state_and_code.rpartition("_")
+    state, _unused, code = state_and_code.rpartition("_")
     return FIXTURES / f"status_{version}_{state_and_code}.json", state, int(code)
 
 
@@ -41,7 +41,7 @@ def test_every_version_tells_the_same_states(version: str, name: str, tmp_path: 
     expected = "done" if (version, state) == ("22.4.2", "degraded") else state
     assert (status.state, status.exit_code, status.timed_out) == (expected, code, False)
     assert (status.extended_status is None) is (version == "22.4.2")
-    severities = {severity for severity, *_ in status.problems}
+    severities = {severity for severity, *_others in status.problems}
     assert severities == ({"done": set(), "error": {"error"}}.get(expected, {"warning"}))
     if expected == "error":
         assert "Runparts: 1 failures" in status.problems[0][2]
@@ -61,7 +61,7 @@ def test_one_that_never_ends_is_left_alone_after_a_while(tmp_path: Path) -> None
     running = FIXTURES / "status_25.1.4_running_0.json"
     status = _cloud_init_status.ask(cloud_init(tmp_path, f"cat '{running}'"), wait=0.1)
     assert (status.state, status.timed_out) == ("running", True)
-    [(severity, code, message, _)] = status.problems
+    [(severity, code, message, _unused)] = status.problems
     assert (severity, code) == ("error", "status-timeout") and "running" in message
 
 
@@ -89,5 +89,5 @@ def test_what_is_no_answer(tmp_path: Path) -> None:
 
 def test_a_disabled_unit_is_named_as_a_cause() -> None:
     text = '{"status": "error", "extended_status": "error - done", "errors": ["Failed due to systemd unit failure."]}'
-    [(_, _, _, hint)] = _cloud_init_status.read(text, 1).problems
+    [(*_others, hint)] = _cloud_init_status.read(text, 1).problems
     assert "disabled" in hint and "list-unit-files" in hint

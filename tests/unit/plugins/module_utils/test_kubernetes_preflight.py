@@ -41,7 +41,7 @@ def node(tmp_path: Path) -> Path:
     """A tree with everything that kubeadm asks for."""
     for name in (*PROGRAMS, "kubelet", "kubeadm"):
         write(tmp_path, f"usr/bin/{name}", mode=0o755)
-    settings = [each.split("|")[0] for each in (*preflight.KERNEL_REQUIRED, *preflight.KERNEL_OPTIONAL)]
+    settings = [each.split("|", maxsplit=1)[0] for each in (*preflight.KERNEL_REQUIRED, *preflight.KERNEL_OPTIONAL)]
     write(tmp_path, f"boot/config-{KERNEL}", "".join(f"CONFIG_{each}=y\n" for each in settings))
     (tmp_path / "usr/lib/modules" / KERNEL).mkdir(parents=True)
     write(tmp_path, "etc/containerd/config.toml", CONTAINERD)
