@@ -61,7 +61,7 @@ def test_errors_have_a_code(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.Mo
     assert raised.value.code == "ParamValidationError"
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(logic.AwsError) as raised:
-        logic.Aws("eu-west-1", cloud.url).account(logic.Login(profile="nobody"))
+        logic.Aws("eu-west-1", cloud.url).account(logic.Login(profile="nobody")).client("ec2")
     assert raised.value.code == "ProfileNotFound"
 
 
