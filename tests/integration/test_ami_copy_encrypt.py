@@ -428,21 +428,21 @@ def use_instance(cloud: Cloud, image: str) -> None:
 
 def use_launch_template(cloud: Cloud, image: str) -> None:
     data = {"ImageId": image}
-    client(cloud, "ec2").create_launch_template(LaunchTemplateName="t", LaunchTemplateData=data)
+    client(cloud, "ec2").create_launch_template(LaunchTemplateName="template", LaunchTemplateData=data)
 
 
 def use_old_version_in_a_group(cloud: Cloud, image: str) -> None:
     ec2 = client(cloud, "ec2")
     use_launch_template(cloud, image)
     other = {"ImageId": cloud.image(name="other")}
-    ec2.create_launch_template_version(LaunchTemplateName="t", LaunchTemplateData=other)
-    ec2.modify_launch_template(LaunchTemplateName="t", DefaultVersion="2")
+    ec2.create_launch_template_version(LaunchTemplateName="template", LaunchTemplateData=other)
+    ec2.modify_launch_template(LaunchTemplateName="template", DefaultVersion="2")
     client(cloud, "autoscaling").create_auto_scaling_group(
         AutoScalingGroupName="g",
         MinSize=0,
         MaxSize=0,
         AvailabilityZones=["eu-west-1a"],
-        LaunchTemplate={"LaunchTemplateName": "t", "Version": "1"},
+        LaunchTemplate={"LaunchTemplateName": "template", "Version": "1"},
     )
 
 
@@ -506,7 +506,7 @@ BAD = {
     "no image": ({"source": {"image_id": "ami-00000000", "region": "eu-west-1"}}, "no image ami-00000000"),
     "no image of that name": ({"source": {"name": "x*", "region": "eu-west-1"}}, "no image of self named 'x*'"),
     "unknown region": ({"regions": ["us-east-9"]}, "us-east-9 is no region; did you mean us-east-"),
-    "region not enabled": ({"regions": ["af-south-1"]}, "af-south-1 is not enabled"),
+    "region not enabled": ({"regions": ["eu-south-2"]}, "eu-south-2 is not enabled"),
     "target twice": (
         {"targets": [{"region": "us-east-1"}, {"region": "us-east-1", "account": HOME}]},
         "is there twice",
