@@ -232,6 +232,17 @@ def test_fail_names_path_and_rule_and_no_content(run_module: Callable[..., dict[
     documented.check_returned("image_hygiene", result)
 
 
+def test_examples(run_module: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    root = clean_tree(tmp_path / "root", "empty")
+    places = {"/srv/images/node.qcow2": str(small_disk.make_raw(root, tmp_path / "disk.raw")), "/": str(root)}
+    examples = [task.get("goldsmith.images.image_hygiene") for task in documented.section("image_hygiene", "EXAMPLES")]
+    for params in filter(None, examples):
+        secrets = {"secrets": ["a secret"]} if "secrets" in params else {}
+        result = run_module("image_hygiene", **{**params, **secrets, "path": places[params["path"]]})
+        assert not result["failed"], result["msg"]
+        documented.check_returned("image_hygiene", result)
+
+
 def test_secrets_are_found_wherever_they_are(run_module: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """Also where a deleted file was, of which the file system knows nothing any more."""
     root = clean_tree(tmp_path / "root")

@@ -18,6 +18,7 @@ COMMON = {"action", "changed", "deprecations", "diff", "exception", "failed", "i
 # What Ansible adds where a module returns a path.
 OF_A_PATH = {"gid", "group", "mode", "owner", "size", "state", "uid"}
 TYPES: dict[str, type | tuple[type, ...]] = {
+    "raw": object,
     "bool": bool,
     "dict": dict,
     "float": (int, float),
