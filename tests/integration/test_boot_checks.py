@@ -35,7 +35,8 @@ def test_boot_checks(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, a
     assert first.code == 0, first.output
     assert tree.run("systemctl", "is-enabled", UNIT).strip() == "enabled"
     # With what starts it: a cycle in the order would be told here.
-    tree.run("sh", "-ec", f"systemd-analyze verify multi-user.target {UNIT} >/tmp/said 2>&1")
+    # What else is wrong with a tree as small as this one is not its affair.
+    tree.run("sh", "-c", f"systemd-analyze verify multi-user.target {UNIT} >/tmp/said 2>&1 || :")
     said = (tree.path / "tmp/said").read_text()
     assert UNIT not in said and "cycle" not in said, said
 

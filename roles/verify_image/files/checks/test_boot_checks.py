@@ -22,7 +22,7 @@ section log; cat "$(python3 -c 'import json; print(json.load(open("/etc/goldsmit
 section journal; journalctl --boot --unit="$1" --output=cat --no-pager
 section console; cat /sys/class/tty/console/active
 section boot; systemctl is-active multi-user.target
-section cycles; journalctl --boot --no-pager --output=cat --grep='ordering cycle' || :
+section cycles; journalctl --boot --no-pager --output=cat _PID=1 --grep='ordering cycle' || :
 """
 DEADLINE = 900
 
