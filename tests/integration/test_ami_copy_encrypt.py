@@ -521,7 +521,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("check", [False, pytest.param(True, marks=pytest.mark.slow_matrix)])
 @pytest.mark.parametrize(("params", "message"), BAD.values(), ids=BAD)
 def test_bad_input(cloud: Cloud, module: Module, params: dict[str, Any], message: str, check: bool) -> None:
     defaults = {"source": source(cloud), **({} if "targets" in params else {"regions": ["us-east-1"]})}

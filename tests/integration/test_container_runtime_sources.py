@@ -240,6 +240,7 @@ def archives(
         }
 
 
+@pytest.mark.slow_matrix
 def test_upstream_archives(
     tmp_path_factory: pytest.TempPathFactory,
     archives: dict[str, dict[str, str]],
@@ -277,6 +278,7 @@ def test_upstream_archives(
 
 
 @pytest.mark.skipif(bool(apt_repository.missing_tools()), reason=f"not installed: {apt_repository.missing_tools()}")
+@pytest.mark.slow_matrix
 def test_the_docker_repository(
     with_containerd: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -78,7 +78,10 @@ def blocked(tree: root_tree.RootTree) -> set[str]:
     return set(re.findall(r"^install (\S+) /bin/false$", configuration, re.MULTILINE))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "profile",
+    [pytest.param(name, marks=() if name == "kubernetes_node" else pytest.mark.slow_matrix) for name in PROFILES],
+)
 def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile: str) -> None:
     # A later user-data asked for passwords; somebody wants to route.
     (tree.path / "etc/ssh/sshd_config.d/50-cloud-init.conf").write_text("PasswordAuthentication yes\n")
