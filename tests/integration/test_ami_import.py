@@ -25,8 +25,8 @@ Import = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def cloud() -> Iterator[Cloud]:
-    with Cloud.running() as cloud, ebs_direct(cloud):
+def cloud(cloud: Cloud) -> Iterator[Cloud]:
+    with ebs_direct(cloud):
         yield cloud
 
 
