@@ -30,6 +30,10 @@ GRACE = 10.0
 POLL = 1.0
 
 
+#: What ends a module: Ctrl-C, Ansible and a lost connection.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class CommandError(Exception):
     """A command failed, is missing or took too long; the message holds the last lines of its output."""
 
@@ -54,12 +58,28 @@ def interruptible() -> Iterator[None]:
     """
 
     def handler(number: int, _frame: object) -> None:
-        for each in signals:
+        for each in _ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in signals}
+    with _handled_by(handler):
+        yield
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a signal that arrives in here take effect at the end."""
+    # Not by a mask: that is one thread's, and a signal goes to any thread of the process that does not block it.
+    arrived: list[int] = []
+    with _handled_by(lambda number, _frame: arrived.append(number)):
+        yield
+    for number in arrived[:1]:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _ENDING}
     try:
         yield
     finally:

@@ -85,18 +85,20 @@ summary:
   elements: str
 """
 
-import contextlib
 import datetime
 import json
 import os
 import shutil
-import signal
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import file_digest
-from ansible_collections.goldsmith.images.plugins.module_utils._command import Interrupted, interruptible
+from ansible_collections.goldsmith.images.plugins.module_utils._command import (
+    Interrupted,
+    interruptible,
+    uninterrupted,
+)
 from ansible_collections.goldsmith.images.plugins.module_utils._image_plan import SCHEMA
 
 
@@ -115,16 +117,6 @@ def join_files(sources: list[str], target: Path) -> bool:
                 output.write(f"===== {source.name} =====\n".encode())
             output.write(source.read_bytes())
     return True
-
-
-@contextlib.contextmanager
-def uninterrupted() -> t.Iterator[None]:
-    """Let a signal that arrives in here take effect at the end: Ansible passes Ctrl-C on to its modules."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def put_in_place(files: t.Mapping[str, Path], output: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,12 @@ def test_a_signal_amid_the_renames_takes_effect_after_the_last(
         replace(source, target)
         os.kill(os.getpid(), number)
 
+    # A signal to a process goes to any of its threads that takes it.
+    ended = threading.Event()
+    threading.Thread(target=ended.wait, daemon=True).start()
     monkeypatch.setattr(os, "replace", replace_and_interrupt)
     with pytest.raises(Interrupted), interruptible():
         image_release.put_in_place({name: work / name for name in NAMES}, output)
+    ended.set()
     assert {name: (output / name).read_text() for name in NAMES} == dict.fromkeys(NAMES, "work")
     assert not list(work.iterdir())
