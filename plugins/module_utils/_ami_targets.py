@@ -113,21 +113,10 @@ def _target(params: dict[str, t.Any], entry: dict[str, t.Any], base: aws.Login) 
     place = f"target {entry.get('account') or entry.get('role_arn') or entry.get('profile') or 'here'}/{region}"
     if entry.get("account") and not ACCOUNT.fullmatch(entry["account"]):
         raise AmiError(f"{place}: {entry['account']!r} is no account number of 12 digits (quote it in YAML)")
-    share: dict[str, list[str]] = {"UserId": [], "OrganizationArn": [], "OrganizationalUnitArn": []}
-    for given in (params["share_with"], entry.get("share_with")):
-        for kind, name, shape in (
-            ("UserId", "accounts", ACCOUNT),
-            ("OrganizationArn", "orgs", ORGANISATION),
-            ("OrganizationalUnitArn", "ous", UNIT),
-        ):
-            for whom in (given or {}).get(name) or []:
-                if not shape.fullmatch(whom):
-                    what = (
-                        "account number of 12 digits (quote it in YAML)" if name == "accounts" else "ARN of that kind"
-                    )
-                    raise AmiError(f"{place}: share_with.{name}: {whom!r} is no {what}")
-                if whom not in share[kind]:
-                    share[kind].append(whom)
+    try:
+        share = launch_permissions(params["share_with"], entry.get("share_with"))
+    except AmiError as exc:
+        raise AmiError(f"{place}: {exc}") from None
     key = entry.get("kms_key_id") or (params["kms_key_ids"] or {}).get(region)
     if key and not params["encrypted"]:
         raise AmiError(f"{place}: kms_key_id {key} and encrypted=false exclude each other")
@@ -138,6 +127,26 @@ def _target(params: dict[str, t.Any], entry: dict[str, t.Any], base: aws.Login) 
         raise AmiError(f"{place}: the key {key} is in {arn.group(2)}; a copy needs a key of its own region")
     tags = {**(params["tags"] or {}), **(entry.get("tags") or {})}
     return Target(region, base.then(entry), entry.get("account"), key, entry.get("name") or params["name"], tags, share)
+
+
+def launch_permissions(*given: t.Mapping[str, t.Any] | None) -> dict[str, list[str]]:
+    """Return what *share_with* means in EC2's words, kind -> whom; several add up. Raises AmiError."""
+    share: dict[str, list[str]] = {"UserId": [], "OrganizationArn": [], "OrganizationalUnitArn": []}
+    for each in given:
+        for kind, name, shape in (
+            ("UserId", "accounts", ACCOUNT),
+            ("OrganizationArn", "orgs", ORGANISATION),
+            ("OrganizationalUnitArn", "ous", UNIT),
+        ):
+            for whom in (each or {}).get(name) or []:
+                if not shape.fullmatch(whom):
+                    what = (
+                        "account number of 12 digits (quote it in YAML)" if name == "accounts" else "ARN of that kind"
+                    )
+                    raise AmiError(f"share_with.{name}: {whom!r} is no {what}")
+                if whom not in share[kind]:
+                    share[kind].append(whom)
+    return share
 
 
 def _date(text: str | None) -> datetime | None:
