@@ -258,7 +258,8 @@ def find_keys(request: Request, pool: Executor) -> None:
     targets = [target for target in request.targets if target.account is not None]
     if not request.params["encrypted"]:
         return
-    jobs = [(target, target.client("ec2"), target.client("kms")) for target in targets]
+    # Clients are made here, in the main thread, and it takes long: the first keys are asked for meanwhile.
+    jobs = ((target, target.client("ec2"), target.client("kms")) for target in targets)
     problems = [problem for problem in pool.map(lambda job: _find_key(*job), jobs) if problem]
     if problems:
         raise AmiError("; ".join(problems))
