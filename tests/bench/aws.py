@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`make bench-aws`: ami_copy_encrypt and ami_import in a simulated cloud, against what one would do instead.
 
-Copies take SLOWEST seconds or less, a tenth of what real ones of ten minutes take. So the intervals in which all sides
-look for their ends are a tenth too: 15 s become 1.5 s in the waiters of the AWS CLI and of community.aws.ec2_ami_copy,
-and 5 s become 0.5 s in ours. What processes and Python take is not scaled: with real copies it weighs ten times less.
-The loops copy one image after the other, so they are measured with some of the targets and counted up to all of them.
+Copies take SLOWEST seconds or less, a fifth of what real ones of ten minutes take. So the intervals in which all sides
+look for their ends are a fifth too: 15 s become 3 s in the waiters of the AWS CLI and of community.aws.ec2_ami_copy,
+and 5 s become 1 s in ours. What processes and Python take is not scaled: with real copies it weighs five times less.
+The loops copy one image after the other, so they are measured with some of the targets and counted up to all of them,
+and since they wait nearly all the time, at the same time as ours, in an account of their own.
 Prints JSON and writes it to output/bench-aws.json; exit status 1 if a figure misses its target.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -21,9 +23,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HOME_REGION = "eu-west-1"
 ACCOUNTS = ("222222222222", "333333333333", "444444444444")
 KEY = "alias/images"
-SCALE = 1 / 10
-SLOWEST = 60.0
+SCALE = 1 / 5
+SLOWEST = 120.0
 WAITER, POLL = 15 * SCALE, 5 * SCALE
-MEASURED = (0, 9, 19)  # of the 20 regions; the loops are measured with these, in one account
+LOOPS, LOOPED = "555555555555", (0, 9)  # the account of the loops, and which of the regions they are measured with
 LIMITS = {"wall_to_slowest_copy": 1.15, "bytes_sent_to_allocated": 1.02}
 LATENCY = 0.01  # seconds that each block takes beside its transfer
 
@@ -93,7 +95,7 @@ class Bench:
     def play(self, title: str, task: dict[str, Any], collections: str = "") -> tuple[float, dict[str, Any]]:
         """Run one task with Ansible; return its seconds, without the start of ansible-playbook, and its result."""
         say(f"{title} ...")
-        path = self.work / "play.yml"
+        path = Path(tempfile.mkdtemp(dir=self.work)) / "play.yml"
         path.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": [task]}]), encoding="utf-8")
         paths = [collections, str(CHECKOUT / ".venv/collections")]
         done = subprocess.run(
@@ -134,7 +136,7 @@ class Bench:
             },
         )
         self.cloud.before = lambda call: None
-        calls = Counter(call.action for call in self.cloud.calls[begin:])
+        calls = Counter(call.action for call in self.cloud.calls[begin:] if call.account != LOOPS)
         looks: dict[Place, list[float]] = {}
         for account, region, action, at in asked:
             if action == "DescribeImages" and account in accounts:
@@ -156,24 +158,22 @@ class Bench:
         }
 
     def source(self) -> str:
-        """An image that the accounts may copy."""
+        """An image that the account of the loops may copy."""
         image_id = self.cloud.image(HOME_REGION)
         ec2 = self.client("ec2", HOME_REGION)
-        permissions = [{"UserId": account} for account in ACCOUNTS]
-        ec2.modify_image_attribute(ImageId=image_id, LaunchPermission={"Add": permissions})
+        ec2.modify_image_attribute(ImageId=image_id, LaunchPermission={"Add": [{"UserId": LOOPS}]})
         [image] = ec2.describe_images(ImageIds=[image_id])["Images"]
         for mapping in image["BlockDeviceMappings"]:
             ec2.modify_snapshot_attribute(
                 SnapshotId=mapping["Ebs"]["SnapshotId"],
                 Attribute="createVolumePermission",
                 OperationType="add",
-                UserIds=list(ACCOUNTS),
+                UserIds=[LOOPS],
             )
         return image_id
 
-    def cli_loop(self, source: str, regions: list[str], program: str | None) -> float:
+    def cli_loop(self, source: str, regions: list[str], keys: dict[str, str], program: str | None) -> float:
         """`aws ec2 copy-image` and `aws ec2 wait image-available` for each target; without the CLI, the same calls."""
-        keys = self.keys_of(ACCOUNTS[0])
         models = self.work / "models/ec2/2016-11-15"
         models.mkdir(parents=True)
         waiters = botocore.loaders.Loader().load_service_model("ec2", "waiters-2")
@@ -197,7 +197,7 @@ class Bench:
                 waiter.wait(ImageIds=[image_id], WaiterConfig={"Delay": WAITER, "MaxAttempts": 1000})
         return time.monotonic() - begin
 
-    def ansible_loop(self, source: str, regions: list[str]) -> float:
+    def ansible_loop(self, source: str, regions: list[str], keys: dict[str, str]) -> float:
         """community.aws.ec2_ami_copy for each target, with the pause in its waiter scaled."""
         tree = self.work / "collections/ansible_collections/community/aws"
         shutil.copytree(Path(next(iter(community_aws.__path__))), tree)
@@ -206,8 +206,6 @@ class Bench:
         if text.count("delay = 15") != 1:
             sys.exit(f"bench: {module} does not wait as it did")
         module.write_text(text.replace("delay = 15", f"delay = {WAITER}"), encoding="utf-8")
-        names = {f"aws_{name}": name for name in ("access_key_id", "secret_access_key", "session_token")}
-        keys = {names[name]: value for name, value in self.keys_of(ACCOUNTS[0]).items()}
         task = {
             "community.aws.ec2_ami_copy": {
                 "source_region": HOME_REGION,
@@ -217,27 +215,26 @@ class Bench:
                 "encrypted": True,
                 "kms_key_id": KEY,
                 "wait": True,
-                "access_key": keys["access_key_id"],
-                "secret_key": keys["secret_access_key"],
-                "session_token": keys["session_token"],
+                "access_key": keys["aws_access_key_id"],
+                "secret_key": keys["aws_secret_access_key"],
+                "session_token": keys["aws_session_token"],
             },
             "loop": regions,
         }
         return self.play("community.aws.ec2_ami_copy in a loop", task, str(self.work / "collections"))[0]
 
-    def loops(self, wall: float) -> dict[str, Any]:
-        """Measure both loops, side by side, for they wait nearly all the time; they end in accounts of their own."""
+    def beside_the_loops(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Copy to all targets with ami_copy_encrypt and to some with the loops; return what each of them took."""
         self.slowest = SLOWEST
-        regions = [self.regions[number] for number in MEASURED]
-        program, source, seconds = shutil.which("aws"), self.source(), {}
-        threads = [
-            threading.Thread(target=lambda: seconds.update(aws_cli=self.cli_loop(source, regions, program))),
-            threading.Thread(target=lambda: seconds.update(ec2_ami_copy=self.ansible_loop(source, regions))),
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        regions = [self.regions[number] for number in LOOPED]
+        program, source, keys = shutil.which("aws"), self.source(), self.keys_of(LOOPS)
+        with ThreadPoolExecutor() as pool:
+            loops = {
+                "aws_cli": pool.submit(self.cli_loop, source, regions, keys, program),
+                "ec2_ami_copy": pool.submit(self.ansible_loop, source, regions, keys),
+            }
+            ours = self.ours(self.regions, ACCOUNTS, SLOWEST)
+            seconds = {name: loop.result() for name, loop in loops.items()}
         alone = sum(map(self.duration, regions))
         everything = sum(map(self.duration, self.regions)) * len(ACCOUNTS)
         targets = len(self.regions) * len(ACCOUNTS)
@@ -250,14 +247,14 @@ class Bench:
                 "measured_seconds": round(measured, 1),
                 "beside_the_copy_seconds_per_target": round(beside, 2),
                 "counted_up_to_all_targets_seconds": round(whole, 1),
-                "ratio_to_ami_copy_encrypt": round(whole / wall, 1),
+                "ratio_to_ami_copy_encrypt": round(whole / ours["seconds"], 1),
             }
         report["aws_cli"]["program"] = (
             "aws ec2 copy-image and aws ec2 wait image-available"
             if program
             else "no aws on PATH: the same calls and waiter by boto3, without the start of processes"
         )
-        return report
+        return ours, report
 
     # --------------------------------------------------------------------------------------------------------- import
     def disk(self) -> Path:
@@ -271,71 +268,77 @@ class Bench:
                 file.write(os.urandom(32 * mebi))
         return path
 
-    def imported(self, disk: Path, parallel: int, region: str) -> dict[str, Any]:
+    def imported(self, disk: Path) -> dict[str, Any]:
+        """Import it with ami_import, and send the same blocks one after the other; return what that took."""
+
         def slow(call: Call) -> None:
             if "/blocks/" in call.action:
                 time.sleep(LATENCY)
 
         self.cloud.before = slow
-        seconds, result = self.play(
-            f"ami_import, {parallel} blocks at a time",
-            {
-                "goldsmith.images.ami_import": {
-                    "path": str(disk),
-                    "region": region,
-                    "name": "golden",
-                    "parallel": parallel,
-                    "state_dir": str(self.work / "state"),
-                    "no_progress": True,
-                }
-            },
-        )
+        task = {"path": str(disk), "region": HOME_REGION, "name": "golden", "state_dir": str(self.work / "state")}
+        _seconds, ours = self.play("ami_import", {"goldsmith.images.ami_import": {**task, "no_progress": True}})
+        stored = len(blocks(ours["snapshot_id"])) * _ebs_upload.BLOCK
+        if stored != ours["bytes_sent"]:
+            sys.exit(f"bench: {ours['bytes_sent']} bytes are said to be sent, {stored} arrived")
+        say("one block after the other ...")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            seconds = pool.submit(one_block_after_the_other, self.cloud.url, disk).result()
+        say(f"one block after the other: {seconds:.1f} s")
         self.cloud.before = lambda call: None
-        stored = len(blocks(result["snapshot_id"], region)) * _ebs_upload.BLOCK
-        if stored != result["bytes_sent"]:
-            sys.exit(f"bench: {result['bytes_sent']} bytes are said to be sent, {stored} arrived")
-        return {"seconds": round(seconds, 1), "upload_seconds": result["seconds"], "bytes_sent": result["bytes_sent"]}
+        allocated = disk.stat().st_blocks * 512
+        return {
+            "virtual_bytes": disk.stat().st_size,
+            "allocated_bytes": allocated,
+            "bytes_sent": ours["bytes_sent"],
+            "bytes_sent_to_allocated": round(ours["bytes_sent"] / allocated, 4),
+            "latency_seconds": LATENCY,
+            "phases": {phase["phase"]: phase["seconds"] for phase in ours["phases"]},
+            "upload_seconds": ours["seconds"],
+            "one_block_after_the_other_seconds": round(seconds, 2),
+            "one_block_after_the_other_to_ami_import": round(seconds / ours["seconds"], 2),
+        }
+
+
+def one_block_after_the_other(url: str, disk: Path) -> float:
+    """Send the blocks with data as a plain script does, in a process of its own; return the seconds."""
+    keys = {"aws_access_key_id": KEYS["access_key"], "aws_secret_access_key": KEYS["secret_key"]}
+    ebs = boto3.client("ebs", region_name=HOME_REGION, endpoint_url=url, **keys)
+    numbers = _ebs_upload.data_blocks(disk)
+    begin = time.monotonic()
+    snapshot = ebs.start_snapshot(VolumeSize=_ebs_upload.volume_gibibytes(disk))["SnapshotId"]
+    with disk.open("rb") as file:
+        for number in numbers:
+            _ebs_upload.put(ebs, snapshot, number, _ebs_upload.read_block(file.fileno(), number))
+    return time.monotonic() - begin
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gi-bench-aws-") as folder, Cloud.running() as cloud, ebs_direct(cloud):
         bench = Bench(cloud, Path(folder))
-        for account in ACCOUNTS:
+        for account in (*ACCOUNTS, LOOPS):
             for region in bench.regions:
                 cloud.key(region, account, KEY)
         one, regions = ACCOUNTS[:1], bench.regions
         growth = {}
         for count, accounts in ((1, one), (5, one), (20, one), (20, ACCOUNTS)):
-            found = bench.ours(regions[-count:], accounts, SLOWEST / 20)
+            found = bench.ours(regions[-count:], accounts, SLOWEST / 40)
             growth[f"{count}x{len(accounts)}"] = {
                 name: found[name] for name in ("calls", "calls_per_target", "seconds")
             }
-        whole = bench.ours(regions, ACCOUNTS, SLOWEST)
-        loops = bench.loops(whole["seconds"])
-        disk = bench.disk()
-        allocated = disk.stat().st_blocks * 512
-        ours = bench.imported(disk, 16, "eu-west-1")
-        one_by_one = bench.imported(disk, 1, "eu-central-1")
-    ratio = round(ours["bytes_sent"] / allocated, 4)
+        whole, loops = bench.beside_the_loops()
+        imported = bench.imported(bench.disk())
     once = whole["describe_images_per_account_and_region"]["shortest_seconds_between_two"] >= 0.9 * POLL
     result = {
         "host": {"cpus": os.cpu_count(), "machine": platform.machine(), "kernel": platform.release()},
         "scale": {"copies_and_polls": SCALE, "slowest_copy_seconds": SLOWEST, "waiter_seconds": WAITER, "poll": POLL},
         "copies": {"regions": len(regions), "accounts": len(ACCOUNTS), "ami_copy_encrypt": whole, "instead": loops},
         "calls_by_targets": growth,
-        "import": {
-            "virtual_bytes": 10 * 1024**3,
-            "allocated_bytes": allocated,
-            "bytes_sent_to_allocated": ratio,
-            "latency_seconds": LATENCY,
-            "ami_import": ours,
-            "one_block_after_the_other": one_by_one,
-            "one_after_the_other_to_ami_import": round(one_by_one["upload_seconds"] / ours["upload_seconds"], 2),
-        },
+        "import": imported,
         "reached": {
             "wall_to_slowest_copy": whole["ratio_to_slowest_copy"] <= LIMITS["wall_to_slowest_copy"],
             "one_describe_images_per_account_region_and_poll": once,
-            "bytes_sent_to_allocated": ratio <= LIMITS["bytes_sent_to_allocated"],
+            "bytes_sent_to_allocated": imported["bytes_sent_to_allocated"] <= LIMITS["bytes_sent_to_allocated"],
         },
     }
     text = json.dumps(result, indent=2)
