@@ -80,7 +80,7 @@ def run(command: list[str], env: dict[str, str], cwd: Path = CHECKOUT) -> str:
 
 
 #: For an ansible command whose output is to be read: one JSON object.
-JSON = {"ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", "ANSIBLE_CALLBACKS_ENABLED": ""}
+JSON = {"ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"}
 
 
 def environment(work: Path) -> dict[str, str]:
