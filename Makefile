@@ -60,6 +60,10 @@ bench-hardening: setup ## Measure the role hardening in a machine with Lynis and
 bench-aws: setup ## Measure copies and imports of AMIs in a simulated cloud, against the AWS CLI and Ansible's own module
 	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.aws
 
+.PHONY: bench-roles
+bench-roles: setup ## Measure the roles in a machine against one shell script, and the first boot of the image
+	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.roles $(ARGS)
+
 .PHONY: readme
 readme: setup ## Write the variable tables of the role READMEs anew
 	.venv/bin/python scripts/role_readme.py

@@ -13,7 +13,8 @@ import tempfile
 import typing as t
 import urllib.parse
 
-from ansible_collections.goldsmith.images.plugins.module_utils._https_client import Deadline, Place, printable
+from ansible_collections.goldsmith.images.plugins.module_utils._https_client import Place, printable
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Deadline
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 #: A browser that only looks at this page: nothing is fetched from, or sent to, anybody else.

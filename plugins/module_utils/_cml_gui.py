@@ -20,12 +20,12 @@ from ansible_collections.goldsmith.images.plugins.module_utils import _cml_brows
 from ansible_collections.goldsmith.images.plugins.module_utils._cml_version import Expectation, parse_version
 from ansible_collections.goldsmith.images.plugins.module_utils._https_client import (
     Answer,
-    Deadline,
     HttpError,
     Place,
     Trust,
     printable,
 )
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Deadline
 from ansible_collections.goldsmith.images.plugins.module_utils._redact import Redactor
 
 LEVELS = ("tcp", "web", "api", "ready", "auth", "health")

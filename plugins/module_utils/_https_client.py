@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import hashlib
 import http.client
-import io
 import ipaddress
 import json
 import os
@@ -22,6 +21,9 @@ import threading
 import time
 import typing as t
 import urllib.parse
+
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Deadline
+from ansible_collections.goldsmith.images.plugins.module_utils._net_socket import Incoming
 
 AGENT = "goldsmith.images"
 #: Constants of OpenSSL that Python's ssl has no name for, or only since 3.10.
@@ -119,18 +121,6 @@ class Answer:
             return json.loads(self.body.decode("utf-8"))
         except RecursionError as error:
             raise ValueError("nested too deeply") from error
-
-
-class Deadline:
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds, more than 0."""
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise socket.timeout("timed out")
-        return left
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -351,25 +341,6 @@ def _date(text: str) -> str:
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 
 
-class _Incoming(io.RawIOBase):
-    """What a connection brings, each piece within what is left of the time. A slow sender gets no extra time."""
-
-    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
-        self._connection = connection
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: t.Any) -> int:
-        self._connection.settimeout(self._deadline.left())
-        return self._connection.recv_into(buffer)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """What http.client wants of a socket."""
-        return io.BufferedReader(self)
-
-
 def request(
     place: Place,
     path: str,
@@ -398,7 +369,7 @@ def request(
             connection.settimeout(deadline.left())
             connection.sendall(head.encode("latin-1") + body)
             # The class asks of a socket only that it can make a file.
-            response = http.client.HTTPResponse(t.cast(socket.socket, _Incoming(connection, deadline)))
+            response = http.client.HTTPResponse(t.cast(socket.socket, Incoming(connection, deadline)))
             response.begin()
             received = response.read(limit + 1)
         except http.client.HTTPException as error:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 import socket
 import ssl
@@ -17,7 +16,7 @@ import typing as t
 import urllib.request
 from dataclasses import dataclass
 from email.message import Message
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 
 from ansible_collections.goldsmith.images.plugins.module_utils._net_result import (
     Deadline,
@@ -26,6 +25,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._net_result impor
     milliseconds,
 )
 from ansible_collections.goldsmith.images.plugins.module_utils._net_socket import (
+    Incoming,
     connect,
     problem_of,
     receive,
@@ -169,57 +169,15 @@ def _tunnel(sock: socket.socket, target: Url, proxy: Proxy, deadline: Deadline) 
 
 
 def _response(sock: socket.socket, method: str, deadline: Deadline, limit: int, peer: str, issuer: str) -> Response:
-    data = bytearray()
-    complete = False
-    wanted: int | None = None
-    end = -1
-    while end < 0 or len(data) - end - 4 < limit:
-        part = receive(sock, deadline)
-        data += part
-        if end < 0:
-            end = data.find(b"\r\n\r\n")
-            if not b"HTTP/".startswith(data[:5]) or (end < 0 and (not part or len(data) > HEAD_LIMIT)):
-                raise HTTPException(f"no HTTP answer: {bytes(data[:40])!r}")
-            if end >= 0:
-                wanted = _body_length(bytes(data[: end + 4]), method)
-        complete = not part or (end >= 0 and _is_complete(data, end + 4, wanted))
-        if complete:
-            break
-    response = HTTPResponse(t.cast(socket.socket, _Recorded(bytes(data))), method=method)
+    # The class asks of a socket only that it can make a file.
+    response = HTTPResponse(t.cast(socket.socket, Incoming(sock, deadline)), method=method)
     response.begin()
     try:
-        body = response.read(limit)
-    except HTTPException as exc:  # it was cut off, by the server or by our limit
-        body = bytes(getattr(exc, "partial", b""))
-        complete = False
+        body = response.read(limit + 1)
+        complete = not response.length and len(body) <= limit
+    except IncompleteRead as exc:
+        body, complete = exc.partial, False
     return Response(response.status, response.reason, response.headers, body[:limit], peer, issuer, complete)
-
-
-class _Recorded:
-    """What has been received, in the place of a socket."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def makefile(self, _mode: str) -> io.BytesIO:
-        return io.BytesIO(self._data)
-
-
-def _body_length(head: bytes, method: str) -> int | None:
-    """Bytes of the body, -1 for a chunked one, None if it ends with the connection."""
-    status = re.match(rb"HTTP/\d\.\d (\d{3})", head)
-    if method == "HEAD" or (status is not None and status[1] in (b"204", b"304")):
-        return 0
-    if re.search(rb"(?i)\r\ntransfer-encoding:[^\r]*chunked", head):
-        return -1
-    length = re.search(rb"(?i)\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r", head)
-    return int(length[1]) if length else None
-
-
-def _is_complete(data: bytearray, start: int, wanted: int | None) -> bool:
-    if wanted == -1:
-        return data.endswith(b"\r\n0\r\n\r\n") or data[start:] == b"0\r\n\r\n"
-    return wanted is not None and len(data) - start >= wanted
 
 
 def issuer_of(sock: ssl.SSLSocket) -> str:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import typing as t
 from dataclasses import dataclass
@@ -50,10 +51,10 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
     def left(self) -> float:
-        """Seconds left, for the time-out of the next system call; TimeoutError if there are none."""
+        """Seconds left, for the time-out of the next system call; if there are none, what a socket then raises."""
         left = self.remaining()
         if left <= 0:
-            raise TimeoutError("no time left")
+            raise socket.timeout("no time left")
         return left
 
 

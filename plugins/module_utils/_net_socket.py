@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import selectors
 import socket
@@ -146,6 +147,25 @@ def send(sock: socket.socket, data: bytes, deadline: Deadline) -> None:
 def receive(sock: socket.socket, deadline: Deadline, size: int = 16384) -> bytes:
     sock.settimeout(deadline.left())
     return sock.recv(size)
+
+
+class Incoming(io.RawIOBase):
+    """What a connection brings, each piece within what is left of the time. A slow sender gets no extra time."""
+
+    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int:
+        self._connection.settimeout(self._deadline.left())
+        return self._connection.recv_into(buffer)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """What http.client wants of a socket."""
+        return io.BufferedReader(self)
 
 
 def problem_of(exc: OSError, what: str, method: str) -> Problem:

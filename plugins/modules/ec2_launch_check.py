@@ -141,6 +141,7 @@ options:
       - Seconds to wait for what may still come. V(0) looks once. A new instance needs some minutes for its status
         checks.
       - Ends early when waiting makes no sense, as with an instance that has stopped or a fault on its console.
+      - O(connect_ports) and O(cml_gui) get what is left of it, unless something has failed before.
     type: float
     default: 0.0
   interval:

@@ -20,7 +20,7 @@ REGION = "eu-west-1"
 OTHER = "222222222222"
 ROLE = f"arn:aws:iam::{OTHER}:role/reader"
 READS = ("Describe", "Get", "AssumeRole")
-CALLS = 40  # more than a run has
+CALLS = 15  # one more than a run has
 
 
 @pytest.fixture
@@ -282,7 +282,9 @@ class Scenario:
         image(cloud, "golden-new", 1)
         self.used = image(cloud, "golden-used", 80)
         use_instance(cloud, self.used.id)
-        image(cloud, "golden-deprecated", 90, sizes=(8, 4), deprecation_time=deprecated(15))
+        going = image(cloud, "golden-deprecated", 90, sizes=(8, 4), deprecation_time=deprecated(15))
+        # EC2 fails to delete it: a run that is killed then has told nobody.
+        cloud.deletions[going.devices[0].id] = "internal-error"
         self.old = image(cloud, "golden-old", 100, sizes=(8, 4))
         cloud.calls.clear()
 
@@ -310,6 +312,9 @@ class Scenario:
 
     def check(self) -> None:
         result = run(self.module)
+        if result["failed"]:  # this run was the first to come so far
+            assert "(internal-error); run again" in result["msg"]
+            result = run(self.module)
         assert not result["failed"], result["msg"]
         assert {each.name for each in self.cloud.images(HOME, REGION)} == {"golden-new", "golden-used", "golden-old"}
         assert self.old.deprecation_time and not self.used.deprecation_time
@@ -317,20 +322,15 @@ class Scenario:
         assert not run(self.module, check=True)["changed"]
 
 
-@pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("number", range(1, CALLS, 2))
-def test_killed_at_some_calls(cloud: Cloud, tmp_path: Path, number: int, lost: bool) -> None:
-    scenario = Scenario(cloud, tmp_path)
-    scenario.kill_at(number, lost)
-    scenario.check()
+# The first calls only ask, which changes nothing wherever it ends.
+ASKING = [pytest.param(number, marks=pytest.mark.slow_matrix) for number in range(1, 11)]
 
 
-@pytest.mark.slow_matrix
 @pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("number", range(2, CALLS, 2))
-def test_killed_at_every_other_call(cloud: Cloud, tmp_path: Path, number: int, lost: bool) -> None:
+@pytest.mark.parametrize("number", [*ASKING, *range(11, CALLS)])
+def test_killed_at_every_call(cloud: Cloud, tmp_path: Path, number: int, lost: bool) -> None:
     scenario = Scenario(cloud, tmp_path)
-    scenario.kill_at(number, lost)
+    assert scenario.kill_at(number, lost)
     scenario.check()
 
 

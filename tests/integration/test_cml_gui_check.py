@@ -23,6 +23,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils import _cml_spec,
 from ansible_collections.goldsmith.images.plugins.module_utils._cml_gui import Check, CmlError, Wanted
 from ansible_collections.goldsmith.images.plugins.module_utils._cml_version import Expectation
 from ansible_collections.goldsmith.images.plugins.module_utils._https_client import Trust, parse_place
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Deadline
 from ansible_collections.goldsmith.images.tests.support import documented
 from ansible_collections.goldsmith.images.tests.support.cml_controller import (
     PAGE,
@@ -386,7 +387,7 @@ def test_password_over_plain_http_stays_here(site: Site) -> None:
     assert check(site, "plain", level="auth")["ok"]  # loopback
     wanted = Wanted(parse_place("http://cml.example.com"), level="auth", username=USER, password=PASSWORD)
     with pytest.raises(Exception, match="not sent to http://cml.example.com over plain HTTP"):
-        Check(wanted)._log_in(_https_client.Deadline(5))
+        Check(wanted)._log_in(Deadline(5))
 
 
 # --- readiness and health -------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def survey_options(net: Net) -> dict[str, Any]:
         "time": {"synchronised": False, "servers": targets("time")},
         "imds": True,
         "ssm": {"region": "eu-central-1", "agent_version": "3.2.0.0"},
-        "ca_path": str(net.folder / "nginx" / "ca.pem"),
+        "ca_path": str(net.folder / "nginx" / "Test-authority.pem"),
         "parallel": 200,
         "timeout": 4,
     }
@@ -328,7 +328,7 @@ def test_only_the_proxy_leads_out(net: Net) -> None:
             {"url": page},
             {"url": "http://198.51.100.3/hello"},
         ],
-        ca_path=str(net.folder / "nginx" / "ca.pem"),
+        ca_path=str(net.folder / "nginx" / "Test-authority.pem"),
         timeout=5,
         env={"http_proxy": "http://user:secret-word@192.0.3.1:3129", "no_proxy": "198.51.100.3"},
         **NOTHING_LOCAL,
@@ -451,7 +451,7 @@ def test_metadata_service_that_is_not_as_it_should_be(net: Net) -> None:
 
 
 def test_endpoints_of_the_agent(net: Net) -> None:
-    options = {"ca_path": str(net.folder / "nginx" / "ca.pem"), **NOTHING_LOCAL}
+    options = {"ca_path": str(net.folder / "nginx" / "Test-authority.pem"), **NOTHING_LOCAL}
     new = net.client.validate(ssm={"region": "eu-central-1", "agent_version": "3.3.40.0"}, **options)
     assert [entry["target"].split(".")[0] for entry in new["checks"]] == ["ssm", "ssmmessages"]
     assert new["ok"]

@@ -22,7 +22,7 @@ from ansible_collections.goldsmith.images.tests.support.cloud_launch import Mome
 from ansible_collections.goldsmith.images.tests.support.cml_controller import serve
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-STAND_IN = CHECKOUT / "tests/support/cml_controller.py"
+STAND_IN = "ansible_collections.goldsmith.images.tests.support.cml_controller"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")
 PASSWORD = "correct-horse-battery"
 pytestmark = pytest.mark.skipif(
@@ -42,12 +42,16 @@ def validate(
         *("-e", json.dumps({"cml_host": "localhost", "cml_report": str(report), **variables})),
         *("-e", "cml_ca_path=$CA_PATH"),
     ]
-    beside = [sys.executable, str(STAND_IN), str(tmp_path / "site"), str(NGINX), scene]
+    beside = [sys.executable, "-m", STAND_IN, str(tmp_path / "site"), str(NGINX), scene]
     quoted = " ".join(f"'{word}'" if "$" not in word else f'"{word}"' for word in playbook)
     (tmp_path / "site").mkdir()
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *beside, "sh", "-c", quoted],
-        env={**ansible_env, "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default"},
+        env={
+            **ansible_env,
+            "PYTHONPATH": ansible_env["ANSIBLE_COLLECTIONS_PATH"],
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+        },
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -17,7 +17,8 @@ import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from ansible_collections.goldsmith.images.tests.support import certificates, network
+from ansible_collections.goldsmith.images.tests.support import network
+from ansible_collections.goldsmith.images.tests.support.certificates import Authority
 from ansible_collections.goldsmith.images.tests.support.network import Namespace, address, cable
 
 SERVER = "198.51.100.2"
@@ -37,13 +38,16 @@ http {{
     }}
     server {{ listen 8080; return 302 http://portal.example.test/login; }}
     server {{ listen 8081; default_type text/html; location / {{ return 200 "<h1>Welcome to the hotel</h1>"; }} }}
-    server {{ listen 443 ssl; ssl_certificate {folder}/good.pem; ssl_certificate_key {folder}/good.pem;
+    server {{ listen 443 ssl; ssl_certificate {folder}/good.pem; ssl_certificate_key {folder}/good.key;
               location = /hello {{ return 200 "hello"; }} }}
-    server {{ listen 8444 ssl; ssl_certificate {folder}/expired.pem; ssl_certificate_key {folder}/expired.pem; }}
-    server {{ listen 8445 ssl; ssl_certificate {folder}/future.pem; ssl_certificate_key {folder}/future.pem; }}
-    server {{ listen 8446 ssl; ssl_certificate {folder}/other.pem; ssl_certificate_key {folder}/other.pem; }}
+    server {{ listen 8444 ssl; ssl_certificate {folder}/expired.pem; ssl_certificate_key {folder}/expired.key; }}
+    server {{ listen 8445 ssl; ssl_certificate {folder}/future.pem; ssl_certificate_key {folder}/future.key; }}
+    server {{ listen 8446 ssl; ssl_certificate {folder}/other.pem; ssl_certificate_key {folder}/other.key; }}
 }}
 """
+
+#: What the certificates are made for.
+NAMES = ("www.example.test", *(f"{name}.eu-central-1.amazonaws.com" for name in ("ssm", "ssmmessages", "ec2messages")))
 
 TINYPROXY = "Port 3128\nTimeout 60\nMaxClients 20\nConnectPort 443\n"
 
@@ -114,7 +118,7 @@ class Net:
         folder = self.folder / "nginx"
         folder.mkdir()
         releases(folder / "www")
-        certificates.write(folder)
+        certify(folder)
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, server=SERVER))
         nginx = self.server.start("nginx", "-c", folder / "nginx.conf", "-e", folder / "error.log")
         dnsmasq = [
@@ -169,6 +173,16 @@ class Net:
 
     def serve(self, machine: Namespace, *arguments: str | int) -> None:
         machine.start(sys.executable, "-I", network.SERVERS, *map(str, arguments))
+
+
+def certify(folder: Path) -> None:
+    """good, expired, future, and other, which an authority has signed that only both.pem knows."""
+    known, inspecting = Authority(folder), Authority(folder, "Inspecting proxy")
+    (folder / "both.pem").write_bytes(known.path.read_bytes() + inspecting.path.read_bytes())
+    known.issue("good", NAMES)
+    known.issue("expired", NAMES, days=(-3, -1))
+    known.issue("future", NAMES, days=(1, 9))
+    inspecting.issue("other", NAMES)
 
 
 def releases(folder: Path) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import http.server
-import ipaddress
 import json
 import os
 import socket
@@ -25,10 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from ansible_collections.goldsmith.images.tests.support.certificates import Authority, Issued
 
 API = "/api/v0"
 USER, PASSWORD, TOKEN = "admin", "correct-horse-battery", "ey.token.of-the-stub"
@@ -179,64 +174,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-# --- certificates ---------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Issued:
-    """Paths of a certificate and its key."""
-
-    certificate: Path
-    key: Path
-    fingerprint: str
-
-
-class Authority:
-    def __init__(self, folder: Path, name: str = "Test Authority") -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.path = folder / f"{name.replace(' ', '-')}.pem"
-        builder = self._builder(self._name, self._name, self._key, days=(-1, 30))
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        self.path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-
-    @staticmethod
-    def _builder(
-        subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: tuple[int, int]
-    ) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now + datetime.timedelta(days=days[0]))
-            .not_valid_after(now + datetime.timedelta(days=days[1]))
-        )
-
-    def issue(
-        self, name: str, hosts: tuple[str, ...], days: tuple[int, int] = (-1, 30), self_signed: bool = False
-    ) -> Issued:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names: list[x509.GeneralName] = []
-        for host in hosts:
-            try:
-                names.append(x509.IPAddress(ipaddress.ip_address(host)))
-            except ValueError:
-                names.append(x509.DNSName(host))
-        builder = self._builder(subject, subject if self_signed else self._name, key, days)
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = builder.sign(key if self_signed else self._key, hashes.SHA256())
-        paths = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
-        return Issued(*paths, certificate.fingerprint(hashes.SHA256()).hex())
 
 
 # --- nginx ----------------------------------------------------------------------------------------------------------
