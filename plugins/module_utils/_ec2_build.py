@@ -86,10 +86,15 @@ def region_of(settings: t.Mapping[str, t.Any], environment: t.Mapping[str, str])
     return region
 
 
-def account_of(settings: t.Mapping[str, t.Any], region: str) -> aws.Account:
+def account_of(settings: t.Mapping[str, t.Any]) -> aws.Account:
     """Return the account to build in. Nothing is sent yet."""
-    accounts = aws.Aws(region, settings.get("endpoint_url") or None)
-    return accounts.account(aws.Login(profile=settings.get("profile") or None))
+    return aws.Aws(settings["region"]).account(aws.Login(profile=settings["profile"] or None))
+
+
+def ec2_of(settings: t.Mapping[str, t.Any]) -> t.Any:
+    """Return the client of EC2, which alone may be at an address of its own."""
+    accounts = aws.Aws(settings["region"], settings["endpoint_url"] or None)
+    return accounts.account(aws.Login(profile=settings["profile"] or None)).client("ec2")
 
 
 def decide(
@@ -113,16 +118,16 @@ def decide(
             problems.append(str(exc))
             return None
 
-    account = account_of(settings, settings["region"])
+    account = account_of(settings)
     # Without an account every other question fails for the same reason.
     try:
         account.enter()
     except aws.AwsError as exc:
         raise Ec2BuildError(f"The AWS account cannot be entered: {exc}") from exc
-    ec2 = account.client("ec2")
+    ec2 = ec2_of(settings)
     source = collect(find_source_ami, ec2, settings)
     kind = collect(instance_type, ec2, settings)
-    key = collect(find_key, account, settings)
+    key = collect(find_key, ec2, account, settings)
     settings["ssh_source_cidrs"] = collect(ssh_sources, settings, own_address)
     nested = "whether it can run VMs does not matter"
     if settings["nested_virtualization"] and packer_version < (1, 7):
@@ -212,11 +217,10 @@ def nested_problem(kind: Instance, settings: t.Mapping[str, t.Any], needed: bool
     )
 
 
-def find_key(account: aws.Account, settings: t.Mapping[str, t.Any]) -> str:
+def find_key(ec2: t.Any, account: aws.Account, settings: t.Mapping[str, t.Any]) -> str:
     """Return the ARN of the key for the root volume: the definition's, else the account's default for EBS."""
-    ec2, kms = account.client("ec2"), account.client("kms")
     key = settings["kms_key_id"] or aws.call(ec2.get_ebs_default_kms_key_id)["KmsKeyId"]
-    return resolve_key(kms, key, settings["region"])
+    return resolve_key(account.client("kms"), key, settings["region"])
 
 
 def ssh_sources(settings: t.Mapping[str, t.Any], own_address: str = OWN_ADDRESS) -> list[str]:

@@ -356,7 +356,7 @@ def plan_ami(module: AnsibleModule) -> dict[str, t.Any]:
     inputs = planning.image_inputs(
         {**definition, "amazon_ebs": counted}, collection, {**outside, **kubernetes_inputs(kubernetes)}, []
     )
-    ec2 = _ec2_build.account_of(settings, settings["region"]).client("ec2")
+    ec2 = _ec2_build.ec2_of(settings)
     reasons = planning.why_build_ami(
         inputs, settings["region"], output / "manifest.json", lambda image_id: _ec2_build.why_again(ec2, image_id)
     )

@@ -53,12 +53,19 @@ def source_ami(cloud: Cloud) -> str:
 
 
 @pytest.fixture
-def environment(ansible_env: Environment) -> Environment:
+def environment(ansible_env: Environment, cloud: Cloud) -> Environment:
     """A user's environment: no keys in the definition."""
     path = f"{ansible_env['PATH']}:/usr/sbin:/sbin"
     own = {"AWS_ACCESS_KEY_ID": KEYS["access_key"], "AWS_SECRET_ACCESS_KEY": KEYS["secret_key"], "PATH": path}
     # Packer waits a quarter of a minute between two looks at an instance.
-    return {**ansible_env, **own, "AWS_POLL_DELAY_SECONDS": "1", "AWS_MAX_ATTEMPTS": "3000", "LC_ALL": "C.UTF-8"}
+    return {
+        **ansible_env,
+        **own,
+        "AWS_POLL_DELAY_SECONDS": "1",
+        "AWS_MAX_ATTEMPTS": "3000",
+        "AWS_ENDPOINT_URL": cloud.url,
+        "LC_ALL": "C.UTF-8",
+    }
 
 
 @pytest.fixture
@@ -104,6 +111,7 @@ def decide(cloud: Cloud, definition, monkeypatch: pytest.MonkeyPatch) -> Callabl
     """Decide about a definition as the plan does, without Ansible around it."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS["access_key"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["secret_key"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.url)
     defaults = yaml.safe_load((CHECKOUT / "playbooks/images/defaults.yml").read_text())
 
     def run(settings: dict[str, Any], packer_version: tuple[int, ...] = (1, 6, 6), **keys: Any) -> _ec2_build.Decision:
