@@ -86,10 +86,10 @@ def describe_snapshots(client: t.Any, image: t.Mapping[str, t.Any]) -> list[dict
     return aws.call(client.describe_snapshots, SnapshotIds=ids)["Snapshots"] if ids else []
 
 
-def find_key(ec2: t.Any, kms: t.Any, key: str | None, region: str) -> dict[str, t.Any]:
+def find_key(ec2: t.Any, kms: t.Any, key: str | None, region: str, shared: bool) -> dict[str, t.Any]:
     """Return what KMS says of a key, or of the account's default for EBS. AmiError: EBS cannot encrypt with it there.
 
-    EC2 itself takes any key, and fails at the end.
+    EC2 itself takes any key, and fails at the end. *shared*: for an image that others are to use.
     """
     try:
         key = key or aws.call(ec2.get_ebs_default_kms_key_id)["KmsKeyId"]
@@ -105,6 +105,10 @@ def find_key(ec2: t.Any, kms: t.Any, key: str | None, region: str) -> dict[str, 
     if spec != "SYMMETRIC_DEFAULT" or found["KeyUsage"] != "ENCRYPT_DECRYPT":
         kind = f"{spec}, {found['KeyUsage']}"
         raise AmiError(f"the key {key} is of the kind {kind}; EBS needs a symmetric key to encrypt and decrypt")
+    if shared and found["KeyManager"] == "AWS":
+        raise AmiError(
+            f"the key {key} is managed by AWS, and what is encrypted with it cannot be shared; use a key of your own"
+        )
     return found
 
 

@@ -81,11 +81,8 @@ def plan(
         if missing:
             found.tags.append((resource[name], missing))
     if any(target.share.values()):
-        attribute = aws.call(client.describe_image_attribute, ImageId=image["ImageId"], Attribute="launchPermission")
-        allowed = attribute["LaunchPermissions"]
-        for kind, names in target.share.items():
-            found.shared_with += names
-            found.share += [{kind: name} for name in names if {kind: name} not in allowed]
+        found.shared_with = [name for names in target.share.values() for name in names]
+        found.share = missing_permissions(client, image["ImageId"], target.share)
     accounts = target.share["UserId"] if request.params["share_snapshots"] else []
     for snapshot in snapshots if accounts else []:
         missing_accounts = missing_users(client, snapshot["SnapshotId"], accounts)
@@ -96,6 +93,13 @@ def plan(
     if date is not None and not image.get("DeprecationTime", "").startswith(f"{date:%Y-%m-%dT%H:%M}"):
         found.deprecate_at = date
     return found
+
+
+def missing_permissions(client: t.Any, image_id: str, share: t.Mapping[str, list[str]]) -> list[dict[str, str]]:
+    """Return which launch permissions of *share*, kind -> whom, an image lacks."""
+    attribute = aws.call(client.describe_image_attribute, ImageId=image_id, Attribute="launchPermission")
+    allowed = attribute["LaunchPermissions"]
+    return [{kind: name} for kind, names in share.items() for name in names if {kind: name} not in allowed]
 
 
 def missing_users(client: t.Any, snapshot_id: str, accounts: t.Iterable[str]) -> list[str]:

@@ -139,6 +139,8 @@ def _fate(image: Image, prefix: str, newest: bool, params: t.Mapping[str, t.Any]
         action, reason = "waiting", "it is being deprecated"
     else:
         action, reason = "deprecate", f"older than the newest {params['keep']}"
+    if action == "deregister" and not params["deregister"]:
+        action, reason = "kept", f"{reason}, but nothing is to be deregistered"
     return Fate(image, prefix, action, reason, deprecated=deprecated)
 
 

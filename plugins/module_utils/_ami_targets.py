@@ -45,7 +45,6 @@ class Target:
     account: aws.Account | None = None
     account_id: str | None = None
     key_arn: str | None = None
-    key_managed: bool = False
     error: dict[str, t.Any] | None = None
 
     @property
@@ -120,21 +119,10 @@ def _target(params: dict[str, t.Any], entry: dict[str, t.Any], base: aws.Login) 
     place = f"target {entry.get('account') or entry.get('role_arn') or entry.get('profile') or 'here'}/{region}"
     if entry.get("account") and not ACCOUNT.fullmatch(entry["account"]):
         raise AmiError(f"{place}: {entry['account']!r} is no account number of 12 digits (quote it in YAML)")
-    share: dict[str, list[str]] = {"UserId": [], "OrganizationArn": [], "OrganizationalUnitArn": []}
-    for given in (params["share_with"], entry.get("share_with")):
-        for kind, name, shape in (
-            ("UserId", "accounts", ACCOUNT),
-            ("OrganizationArn", "orgs", ORGANISATION),
-            ("OrganizationalUnitArn", "ous", UNIT),
-        ):
-            for whom in (given or {}).get(name) or []:
-                if not shape.fullmatch(whom):
-                    what = (
-                        "account number of 12 digits (quote it in YAML)" if name == "accounts" else "ARN of that kind"
-                    )
-                    raise AmiError(f"{place}: share_with.{name}: {whom!r} is no {what}")
-                if whom not in share[kind]:
-                    share[kind].append(whom)
+    try:
+        share = launch_permissions(params["share_with"], entry.get("share_with"))
+    except AmiError as exc:
+        raise AmiError(f"{place}: {exc}") from None
     key = entry.get("kms_key_id") or (params["kms_key_ids"] or {}).get(region)
     if key and not params["encrypted"]:
         raise AmiError(f"{place}: kms_key_id {key} and encrypted=false exclude each other")
@@ -145,6 +133,26 @@ def _target(params: dict[str, t.Any], entry: dict[str, t.Any], base: aws.Login) 
         raise AmiError(f"{place}: the key {key} is in {arn.group(2)}; a copy needs a key of its own region")
     tags = {**(params["tags"] or {}), **(entry.get("tags") or {})}
     return Target(region, base.then(entry), entry.get("account"), key, entry.get("name") or params["name"], tags, share)
+
+
+def launch_permissions(*given: t.Mapping[str, t.Any] | None) -> dict[str, list[str]]:
+    """Return what *share_with* means in EC2's words, kind -> whom; several add up. Raises AmiError."""
+    share: dict[str, list[str]] = {"UserId": [], "OrganizationArn": [], "OrganizationalUnitArn": []}
+    for each in given:
+        for kind, name, shape in (
+            ("UserId", "accounts", ACCOUNT),
+            ("OrganizationArn", "orgs", ORGANISATION),
+            ("OrganizationalUnitArn", "ous", UNIT),
+        ):
+            for whom in (each or {}).get(name) or []:
+                if not shape.fullmatch(whom):
+                    what = (
+                        "account number of 12 digits (quote it in YAML)" if name == "accounts" else "ARN of that kind"
+                    )
+                    raise AmiError(f"share_with.{name}: {whom!r} is no {what}")
+                if whom not in share[kind]:
+                    share[kind].append(whom)
+    return share
 
 
 def _date(text: str | None) -> datetime | None:
@@ -250,7 +258,8 @@ def find_keys(request: Request, pool: Executor) -> None:
     targets = [target for target in request.targets if target.account is not None]
     if not request.params["encrypted"]:
         return
-    jobs = [(target, target.client("ec2"), target.client("kms")) for target in targets]
+    # Clients are made here, in the main thread, and it takes long: the first keys are asked for meanwhile.
+    jobs = ((target, target.client("ec2"), target.client("kms")) for target in targets)
     problems = [problem for problem in pool.map(lambda job: _find_key(*job), jobs) if problem]
     if problems:
         raise AmiError("; ".join(problems))
@@ -259,15 +268,10 @@ def find_keys(request: Request, pool: Executor) -> None:
 def _find_key(target: Target, ec2: t.Any, kms: t.Any) -> str | None:
     """Resolve a target's key; return what is wrong with it."""
     try:
-        found = find_key(ec2, kms, target.key, target.region)
+        found = find_key(ec2, kms, target.key, target.region, any(target.share.values()))
     except AmiError as exc:
         return f"{target.place}: {exc}"
-    target.key_arn, target.key_managed = found["Arn"], found["KeyManager"] == "AWS"
-    if target.key_managed and any(target.share.values()):
-        return (
-            f"{target.place}: the key {target.key or 'of EBS'} is managed by AWS, and what is encrypted with it cannot"
-            " be shared; use a key of your own"
-        )
+    target.key_arn = found["Arn"]
     return None
 
 

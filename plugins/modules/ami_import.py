@@ -101,6 +101,25 @@ options:
     description: Whether instances have a virtual TPM. Needs O(boot_mode=uefi).
     type: bool
     default: false
+  share_with:
+    description:
+      - Who else may use the AMI. What is missing is added, nothing is taken away. Accounts get the use of the snapshot
+        too, which they need to copy the AMI.
+      - Needs a O(kms_key_id) of one's own, with a policy that lets them use it.
+    type: dict
+    suboptions:
+      accounts:
+        description: Numbers of accounts.
+        type: list
+        elements: str
+      orgs:
+        description: ARNs of organisations.
+        type: list
+        elements: str
+      ous:
+        description: ARNs of organisational units.
+        type: list
+        elements: str
   parallel:
     description: How many blocks are sent at a time.
     type: int
@@ -158,6 +177,22 @@ snapshot_id:
   returned: success
   type: str
   sample: snap-0123456789abcdef0
+account:
+  description: The account that the AMI belongs to.
+  returned: success
+  type: str
+  sample: "111111111111"
+name:
+  description: The name of the AMI; of one that was there already, its own.
+  returned: success
+  type: str
+  sample: cloud_base 2026-11-27
+shared_with:
+  description: Accounts, organisations and units of O(share_with) that have got a permission, or would in check mode.
+  returned: success
+  type: list
+  elements: str
+  sample: ["222222222222"]
 kms_key_arn:
   description: The key that the snapshot is encrypted with; null if it is not.
   returned: success
@@ -206,9 +241,9 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.goldsmith.images.plugins.module_utils import _ami_finish, _ami_targets, _disk, _ebs_upload
 from ansible_collections.goldsmith.images.plugins.module_utils import _ami_import as logic
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
-from ansible_collections.goldsmith.images.plugins.module_utils import _disk, _ebs_upload
 from ansible_collections.goldsmith.images.plugins.module_utils._ami import NAME, AmiError, find_key
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache, CacheError, file_digest, make_key
 from ansible_collections.goldsmith.images.plugins.module_utils._command import (
@@ -237,6 +272,10 @@ SPEC: dict[str, t.Any] = {
     "volume_size": {"type": "int"},
     "imds": {"type": "str", "choices": ["required", "optional"], "default": "required"},
     "tpm": {"type": "bool", "default": False},
+    "share_with": {
+        "type": "dict",
+        "options": {name: {"type": "list", "elements": "str"} for name in ("accounts", "orgs", "ous")},
+    },
     "parallel": {"type": "int", "default": 16},
     "state_dir": {"type": "path", "default": "~/.cache/goldsmith-images/ami_import"},
     "wait_timeout": {"type": "int", "default": 1800},
@@ -245,6 +284,7 @@ SPEC: dict[str, t.Any] = {
     "no_progress": {"type": "bool", "default": False},
 }
 ERRORS = (
+    AmiError,
     aws.AwsError,
     logic.AmiImportError,
     CacheError,
@@ -281,6 +321,7 @@ class Run:
         self.check_mode: bool = module.check_mode
         self.progress = progress
         self.path = Path(self.params["path"])
+        self.share = _ami_targets.launch_permissions(self.params["share_with"])
         region = self.params["region"]
         self.account = aws.Aws.of(self.params, region).account(aws.Login.of(self.params))
         self.ec2, self.ebs = self.account.client("ec2"), self.account.client("ebs")
@@ -301,6 +342,9 @@ class Run:
             "outcome": outcome,
             "image_id": found.image["ImageId"] if found.image else None,
             "snapshot_id": found.snapshot["SnapshotId"] if found.snapshot else None,
+            "account": self.account.id,
+            "name": found.image["Name"] if found.image else wanted.name,
+            "shared_with": [name for names in self.share.values() for name in names],
             "kms_key_arn": wanted.kms_key_arn,
             "source_sha256": wanted.sha256,
             "volume_size": wanted.size,
@@ -313,6 +357,9 @@ class Run:
                 result.update(self.upload(raw, wanted))
         if not self.check_mode:
             result["image_id"] = self.register(result["snapshot_id"], result["image_id"], wanted)
+        if result["image_id"] and any(self.share.values()):
+            result["shared_with"] = self.permit(result["image_id"], result["snapshot_id"])
+            result["changed"] = result["changed"] or bool(result["shared_with"])
         return {**result, "phases": self.progress.phases}
 
     def wanted(self) -> logic.Wanted:
@@ -333,7 +380,7 @@ class Run:
     def key(self) -> str:
         key, region = self.params["kms_key_id"], self.params["region"]
         try:
-            return str(find_key(self.ec2, self.account.client("kms"), key, region)["Arn"])
+            return str(find_key(self.ec2, self.account.client("kms"), key, region, any(self.share.values()))["Arn"])
         except AmiError as error:
             raise logic.AmiImportError(
                 f"kms_key_id: {error}; name a key of {region}, and allow kms:DescribeKey, kms:CreateGrant and "
@@ -404,6 +451,16 @@ class Run:
         image_id = image_id or aws.call(self.ec2.register_image, **wanted.registration(snapshot_id))["ImageId"]
         logic.wait_for_image(self.ec2, image_id, self.deadline)
         return image_id
+
+    def permit(self, image_id: str, snapshot_id: str) -> list[str]:
+        """Let those of share_with use the AMI, as far as they may not yet; returns who that is."""
+        permissions = _ami_finish.missing_permissions(self.ec2, image_id, self.share)
+        users = _ami_finish.missing_users(self.ec2, snapshot_id, self.share["UserId"]) if self.share["UserId"] else []
+        if permissions and not self.check_mode:
+            aws.call(self.ec2.modify_image_attribute, ImageId=image_id, LaunchPermission={"Add": permissions})
+        if users and not self.check_mode:
+            _ami_finish.allow(self.ec2, snapshot_id, "add", users)
+        return list(dict.fromkeys([*(name for each in permissions for name in each.values()), *users]))
 
 
 def main() -> None:

@@ -59,6 +59,10 @@ options:
       - Images that nobody can launch, disabled or failed ones, are deregistered without it.
     type: int
     default: 14
+  deregister:
+    description: Whether images are deregistered at all, or only deprecated.
+    type: bool
+    default: true
   delete_snapshots:
     description: Whether the snapshots of an image go with it, except those that other images have.
     type: bool
@@ -294,6 +298,7 @@ def main() -> t.NoReturn:
             "keep": {"type": "int", "default": 3},
             "min_age_days": {"type": "int", "default": 30},
             "grace_days": {"type": "int", "default": 14},
+            "deregister": {"type": "bool", "default": True},
             "delete_snapshots": {"type": "bool", "default": True},
             "in_use_check": {"type": "str", "choices": ["keep", "warn", "skip"], "default": "keep"},
             "accounts": {"type": "list", "elements": "dict", "options": entrance},

@@ -72,6 +72,7 @@ CASES = {
     "play_tempdir": Case(),
     "root_tree_layer": Case(replace={"/var/tmp": "{here}", "/var/cache": "{here}"}),
     "swap_off": Case(check=True),
+    "verified_image": Case(replace={"output/": "{here}/output/"}),
     "systemd_units": Case(
         check=True,
         count=None if BOOTED else 1,

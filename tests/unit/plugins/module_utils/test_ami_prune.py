@@ -12,7 +12,10 @@ from ansible_collections.goldsmith.images.plugins.module_utils._ami import AmiEr
 from ansible_collections.goldsmith.images.plugins.module_utils._ami_prune import check, decide
 
 NOW = datetime(2026, 11, 27, 8, 0, tzinfo=timezone.utc)
-PARAMS = {"name_prefixes": ["golden-"], "keep": 2, "min_age_days": 30, "grace_days": 14, "max_parallel": 8}
+PARAMS = {
+    **{"name_prefixes": ["golden-"], "keep": 2, "min_age_days": 30, "grace_days": 14, "deregister": True},
+    "max_parallel": 8,
+}
 
 
 def at(days: float) -> str:
@@ -52,6 +55,9 @@ def test_the_newest_stay_and_older_ones_are_deprecated_first() -> None:
         ({"State": "failed"}, {}, "deregister", "it is failed"),
         ({"State": "disabled"}, {}, "deregister", "it is disabled"),
         ({"State": "disabled"}, {"min_age_days": 101}, "kept", "younger"),
+        ({"State": "disabled"}, {"deregister": False}, "kept", "nothing is to be deregistered"),
+        ({"DeprecationTime": at(14)}, {"deregister": False}, "kept", "nothing is to be deregistered"),
+        ({}, {"deregister": False}, "deprecate", "older"),
     ],
 )
 def test_what_becomes_of_an_old_image(more: dict[str, Any], params: dict[str, Any], action: str, reason: str) -> None:
