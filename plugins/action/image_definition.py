@@ -11,7 +11,13 @@ import yaml
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.collection_loader._collection_finder import _get_collection_role_path
-from ansible_collections.goldsmith.images.plugins.module_utils._image_definition import DefinitionError, load_definition
+from ansible_collections.goldsmith.images.plugins.module_utils._image_definition import (
+    BUILDERS,
+    DefinitionError,
+    builders_of,
+    load_definition,
+    output_name,
+)
 
 COLLECTION = Path(__file__).resolve().parents[2]
 # What makes an image is no part of one.
@@ -78,22 +84,35 @@ class ActionModule(ActionBase):
             argument_spec={
                 "image": {"type": "str", "required": True},
                 "folders": {"type": "list", "elements": "path", "default": []},
+                "builder": {"type": "str", "choices": BUILDERS},
+                "amazon_ebs": {"type": "dict", "default": {}},
             }
         )
         own = COLLECTION / "playbooks" / "images"
         try:
             path = find_definition(arguments["image"], [*map(Path, arguments["folders"]), own])
+            data, defaults = read_yaml(path), read_yaml(own / "defaults.yml")
+            # A mistake in the definition itself is reported by its own schema.
+            if isinstance(data, dict) and isinstance(data.get("amazon_ebs", {}), dict) and arguments["amazon_ebs"]:
+                data["amazon_ebs"] = {**data.get("amazon_ebs", {}), **arguments["amazon_ebs"]}
             definition = load_definition(
-                read_yaml(path),
-                read_yaml(own / "defaults.yml"),
+                data,
+                defaults,
                 source=str(path),
                 known_roles=sorted(p.name for p in (COLLECTION / "roles").iterdir() if p.name not in BUILD_ROLES),
                 known_checks=sorted(
                     p.stem.removeprefix("test_")
                     for p in (COLLECTION / "roles/verify_image/files/checks").glob("test_*.py")
                 ),
+                builder=arguments["builder"],
             )
             tied = running_system_roles(definition["roles"])
         except DefinitionError as exc:
             raise AnsibleActionFail(str(exc)) from exc
-        return {"changed": False, "definition": definition, "path": str(path), "running_system_roles": tied}
+        return {
+            "changed": False,
+            "definition": definition,
+            "output_name": output_name(definition, builders_of({**defaults, **data})),
+            "path": str(path),
+            "running_system_roles": tied,
+        }

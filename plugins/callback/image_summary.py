@@ -11,7 +11,8 @@ short_description: Ends the output of a build with what came of it
 version_added: 0.1.0
 author: goldsmith.images contributors (@goldsmith-images)
 description:
-  - Repeats the C(summary) of M(goldsmith.images.image_release) below the play recap, where a user looks first.
+  - Repeats the C(summary) of M(goldsmith.images.image_release) and M(goldsmith.images.ami_release) below the play
+    recap, where a user looks first.
   - Needs to be enabled with C(callbacks_enabled=goldsmith.images.image_summary).
 """
 
@@ -34,7 +35,7 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_ok(self, result: t.Any) -> None:
         """Keep the summary of a task that has one."""
-        if result.task.action == "goldsmith.images.image_release":
+        if result.task.action in ("goldsmith.images.ami_release", "goldsmith.images.image_release"):
             self._lines += result.result.get("summary", [])
 
     def v2_playbook_on_stats(self, stats: t.Any) -> None:

@@ -27,10 +27,11 @@ _ERRORS = re.compile(r"Cloud config schema errors: (.*?)(?=\n\s*\n|\nCloud confi
 _DEPRECATIONS = re.compile(r"Cloud config schema deprecations: (.*)")
 _NEXT = re.compile(r", (?=[\w./-]*: )")
 _UNEXPECTED = re.compile(r"\(?'([^']+)'(?:, '[^']+')* (?:was|were) unexpected")
-#: Exit 0, and nothing was looked at. Older releases (22.4 is one) do not even say so when python3-jsonschema is missing.
+#: Exit 0, and nothing was looked at.
+_SKIPPED = re.compile(r".*(?:Skipping|not currently evaluated|dependency missing).*")
+#: Without python3-jsonschema 22.4 calls everything valid, and 25.1 says that it has not looked.
 _SAYS_WHAT_IT_SKIPS = (25, 1)
 _INVALID = "#cloud-config\nruncmd: 1\n"
-_SKIPPED = re.compile(r".*(?:Skipping|not currently evaluated|dependency missing).*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,9 @@ def check(
     if done.returncode == 0 and skipped:
         return Verdict(False, skipped[0].strip(), done.returncode, said)
     if done.returncode == 0 and installed < _SAYS_WHAT_IT_SKIPS and not _rejects(_INVALID, folder, tools):
-        return Verdict(False, f"cloud-init {_dotted(installed)} accepts anything: is python3-jsonschema there?", 0, said)
+        return Verdict(
+            False, f"cloud-init {_dotted(installed)} accepts anything: is python3-jsonschema missing?", 0, said
+        )
     if done.returncode == 2 and "unrecognized arguments" in said:
         return Verdict(False, f"cloud-init {_dotted(installed)} does not know {' '.join(argv[2:])}", 2, said)
     problems = list(_problems(part, root, said))

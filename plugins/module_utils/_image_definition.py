@@ -54,16 +54,73 @@ BASE = {
     ],
 }
 
+BUILDERS = ["qemu", "amazon-ebs"]
+# What describes the local machine or disk and decides nothing about an AMI.
+OF_LOCAL_BUILDS = ("base", "build_method", "cpus", "memory", "checks", "budgets")
+
+AMAZON_EBS = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["instance_type", "source_ami"],
+    "properties": {
+        "region": {"type": "string", "pattern": "^[a-z]{2}(-[a-z]+)+-[0-9]$"},
+        "profile": {"type": "string"},
+        "endpoint_url": {"type": "string", "pattern": "^https?://"},
+        "instance_type": {"type": "string", "pattern": r"^[a-z0-9-]+\.[a-z0-9-]+$"},
+        "source_ami": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["owner", "name"],
+            "properties": {
+                "owner": {"type": "string", "pattern": "^([0-9]{12}|amazon|aws-marketplace|self)$"},
+                "name": {"type": "string", "minLength": 1},
+            },
+        },
+        "kms_key_id": {"type": "string"},
+        "nested_virtualization": {"type": "boolean"},
+        "spot": {"type": "boolean"},
+        "subnet_id": {"type": "string", "pattern": "^(subnet-[0-9a-f]+)?$"},
+        "public_ip": {"type": "boolean"},
+        "security_group_ids": {"type": "array", "items": {"type": "string", "pattern": "^sg-[0-9a-f]+$"}},
+        "ssh_interface": {"enum": ["public_ip", "private_ip"]},
+        "ssh_source_cidrs": {
+            "type": "array",
+            "items": {
+                "type": "string",
+                "pattern": "^[0-9a-f.:]+/([89]|[1-9][0-9]+)$",
+                "description": "who may reach SSH; a prefix below 8 would be half the Internet",
+            },
+        },
+        "ssh_host": {"type": "string"},
+        "ssh_port": {"type": "integer", "minimum": 1, "maximum": 65535},
+        "iam_instance_profile": {"type": "string"},
+        "tags": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+
+# Either one builder or several, the first of which is the default.
+BUILDS_AN_AMI = {
+    "if": {"type": "array"},
+    "then": {"contains": {"const": "amazon-ebs"}},
+    "else": {"const": "amazon-ebs"},
+}
+BUILDS_ONLY_AN_AMI = {"enum": ["amazon-ebs", ["amazon-ebs"]]}
+
 SCHEMA: dict[str, t.Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
     "additionalProperties": False,
-    "required": ["name", "base"],
+    "required": ["name"],
     "properties": {
         "name": NAME,
         "description": {"type": "string"},
         "base": BASE,
-        "builder": {"enum": ["qemu"]},
+        "builder": {
+            "if": {"type": "array"},
+            "then": {"items": {"enum": BUILDERS}, "minItems": 1, "uniqueItems": True},
+            "else": {"enum": BUILDERS},
+        },
+        "amazon_ebs": AMAZON_EBS,
         "build_method": {"enum": ["auto", "vm", "rootfs"]},
         "needs_kvm": {"type": "boolean"},
         "disk_size": SIZE,
@@ -78,6 +135,16 @@ SCHEMA: dict[str, t.Any] = {
             "properties": {"size": {"type": "string", "pattern": "^[1-9][0-9]*(MB|GB)$"}},
         },
     },
+    "allOf": [
+        {
+            "if": {"required": ["builder"], "properties": {"builder": BUILDS_ONLY_AN_AMI}},
+            "else": {"required": ["base"]},
+        },
+        {
+            "if": {"required": ["builder"], "properties": {"builder": BUILDS_AN_AMI}},
+            "then": {"required": ["amazon_ebs"]},
+        },
+    ],
 }
 
 
@@ -92,11 +159,12 @@ def load_definition(
     source: str,
     known_roles: t.Sequence[str] = (),
     known_checks: t.Sequence[str] = (),
+    builder: str | None = None,
 ) -> dict[str, t.Any]:
-    """Return *data* validated and completed from *defaults* (one level of nesting is merged).
+    """Return *data* validated and completed from *defaults* (one level of nesting is merged), for one builder.
 
     *source* is the file's name, for messages. A role with a dot is a role of another collection, which is left to
-    Ansible to find.
+    Ansible to find. *builder* picks one of the definition's; without it the first counts.
     """
     if not JSONSCHEMA_FOUND:
         raise DefinitionError("The Python library jsonschema is needed on the controller: pip install jsonschema")
@@ -107,9 +175,30 @@ def load_definition(
     problems += _unknown_names("checks", data, known_checks)
     if "cleanup" in _names("roles", data):
         problems.append("roles: 'cleanup' is always applied last and must not be listed")
+    builders = builders_of({**defaults, **data})
+    if builder and not problems and builder not in builders:
+        problems.append(f"builder: '{builder}' was asked for; this definition has: {', '.join(builders)}")
     if problems:
         raise DefinitionError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems)))
-    return _merged(defaults, data)
+    return _for_builder(_merged(defaults, data), builder or builders[0])
+
+
+def output_name(definition: t.Mapping[str, t.Any], builders: t.Sequence[str]) -> str:
+    """Return the name of the output folder: what different builders make of one definition must not mix."""
+    first = definition["builder"] == builders[0]
+    return str(definition["name"]) if first else f"{definition['name']}-{definition['builder']}"
+
+
+def builders_of(data: t.Mapping[str, t.Any]) -> list[str]:
+    """Return the builders of a definition; the first is the default."""
+    found = data["builder"]
+    return found if isinstance(found, list) else [found]
+
+
+def _for_builder(definition: dict[str, t.Any], builder: str) -> dict[str, t.Any]:
+    """Leave out what is another builder's: it must not count as an input of the image."""
+    dropped = OF_LOCAL_BUILDS if builder == "amazon-ebs" else ("amazon_ebs",)
+    return {**{key: value for key, value in definition.items() if key not in dropped}, "builder": builder}
 
 
 def _merged(defaults: dict[str, t.Any], data: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -149,7 +238,8 @@ def _messages(error: t.Any) -> list[str]:
     if error.validator == "not":
         return [f"'{key}' cannot be used with this base.method"]
     if error.validator == "pattern":
-        return [f"{where}{error.instance!r} does not have the form {error.validator_value}"]
+        reason = f" ({error.schema['description']})" if "description" in error.schema else ""
+        return [f"{where}{error.instance!r} does not have the form {error.validator_value}{reason}"]
     return [f"{where}{error.message}"]
 
 

@@ -24,17 +24,21 @@ GIB = 1024**3
 # Generous shares of what the default image takes (measured: base disk 1.1 GiB, build 1.6 GiB, both overlays 0.5 GiB).
 CACHE_SPACE = 6 * GIB
 OUTPUT_SPACE = 2 * GIB
+EC2_SPACE = 64 * MIB  # logs and a manifest
 HOST_MEMORY = 512  # MiB left to the host beside the guests
 
 # program -> Debian package
-PROGRAMS = {
+EC2_PROGRAMS = {
     "packer": "packer",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-img": "qemu-utils",
-    "xorriso": "xorriso",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "ansible-playbook": "",
+}
+PROGRAMS = {
+    **EC2_PROGRAMS,
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "xorriso": "xorriso",
 }
 BOOTSTRAP_PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
@@ -238,7 +242,8 @@ def image_inputs(
 ) -> dict[str, str]:
     """Return all that makes the image what it is, as flat name -> digest or value: the fingerprint's pre-image."""
     inputs = {f"definition {key}": value_digest(value) for key, value in definition.items() if key != "description"}
-    for role in [*definition["roles"], "cleanup", "base_disk", "packer", "verify_image"]:
+    of_a_disk = [] if definition["builder"] == "amazon-ebs" else ["base_disk", "verify_image"]
+    for role in [*definition["roles"], "cleanup", "packer", *of_a_disk]:
         folder = collection / "roles" / role.removeprefix("goldsmith.images.")
         inputs[f"role {role}"] = tree_digest(folder) if folder.is_dir() else "not part of this collection"
     inputs["collection plugins"] = tree_digest(collection / "plugins")
@@ -257,17 +262,12 @@ def build_fingerprint(inputs: t.Mapping[str, str]) -> str:
 
 def why_build(inputs: t.Mapping[str, str], image: Path, manifest: Path) -> list[str]:
     """Return the reasons why the image has to be built; empty when the finished one is what would be built."""
-    try:
-        last = json.loads(manifest.read_text(encoding="utf-8"))
-        last_inputs, digest, passed = last["inputs"], last["image"]["sha256"], last["verification"]["passed"]
-    except FileNotFoundError:
-        return ["there is no finished image yet"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return [f"{manifest} cannot be read"]
-    if last.get("schema") != SCHEMA:
-        return ["the last build is of another version of goldsmith.images"]
-    changed = sorted(name for name in {*inputs, *last_inputs} if inputs.get(name) != last_inputs.get(name))
-    reasons = [f"changed: {name}" for name in changed]
+    last, reasons = _last_build(
+        inputs, manifest, lambda last: (last["image"]["sha256"], last["verification"]["passed"])
+    )
+    if last is None:
+        return reasons
+    digest, passed = last
     if not passed:
         reasons.append("the last image did not pass its verification")
     if not image.is_file():
@@ -275,6 +275,33 @@ def why_build(inputs: t.Mapping[str, str], image: Path, manifest: Path) -> list[
     elif not reasons and file_digest(image) != digest:
         reasons.append(f"{image} was altered after the build")
     return reasons
+
+
+def why_build_ami(
+    inputs: t.Mapping[str, str], region: str, manifest: Path, problem: t.Callable[[str], str]
+) -> list[str]:
+    """Return the reasons why an AMI has to be built; *problem* says why an earlier one cannot be taken."""
+    image_id, reasons = _last_build(inputs, manifest, lambda last: last["amis"][region]["image_id"])
+    if image_id is not None and not reasons:
+        reasons += filter(None, [problem(image_id)])
+    return reasons
+
+
+def _last_build(
+    inputs: t.Mapping[str, str], manifest: Path, read: t.Callable[[t.Any], t.Any]
+) -> tuple[t.Any, list[str]]:
+    """Return what *read* finds in the manifest of the last build, and what has changed since; None if it is no use."""
+    try:
+        last = json.loads(manifest.read_text(encoding="utf-8"))
+        last_inputs, found = last["inputs"], read(last)
+    except FileNotFoundError:
+        return None, ["there is no finished image yet"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, [f"{manifest} cannot be read"]
+    if last.get("schema") != SCHEMA:
+        return None, ["the last build is of another version of goldsmith.images"]
+    changed = sorted(name for name in {*inputs, *last_inputs} if inputs.get(name) != last_inputs.get(name))
+    return found, [f"changed: {name}" for name in changed]
 
 
 def _user() -> str:

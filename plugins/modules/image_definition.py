@@ -38,6 +38,14 @@ options:
     type: list
     elements: path
     default: []
+  builder:
+    description: One of the definition's builders. Without it the first counts.
+    type: str
+    choices: [qemu, amazon-ebs]
+  amazon_ebs:
+    description: Keys that replace those of C(amazon_ebs) in the definition, such as C(region) and C(subnet_id).
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -45,13 +53,27 @@ EXAMPLES = r"""
   goldsmith.images.image_definition:
     image: cloud_base
   register: cloud_base
+
+- name: Read the definition of cml as it is built in EC2
+  goldsmith.images.image_definition:
+    image: cml
+    builder: amazon-ebs
+    amazon_ebs:
+      region: eu-west-1
 """
 
 RETURN = r"""
 definition:
-  description: The complete definition. Its keys are described in C(docs/image_definition.md).
+  description:
+    - The complete definition, without what is only for other builders. Its keys are described in
+      C(docs/image_definition.md).
   returned: success
   type: dict
+output_name:
+  description: Name of the output folder. It ends in the builder unless that is the definition's first.
+  returned: success
+  type: str
+  sample: cml-amazon-ebs
 path:
   description: The file it was read from.
   returned: success

@@ -13,11 +13,14 @@ author: goldsmith.images contributors (@goldsmith-images)
 description:
   - Looks at everything outside that a build depends on (programs and their versions, accelerator, disk and memory,
     package repositories) and decides once. What follows gets explicit values and guesses nothing.
+  - For the builder C(amazon-ebs) it asks AWS, with the credentials of the environment or of C(amazon_ebs.profile), for
+    the source AMI, the instance type and the key; nothing is changed there.
   - All that cannot work is reported together, before anything is built.
   - Compares the inputs of the build with those of the finished image and says why it has to be built, if it has to.
 requirements:
   - Python 3.11 or later on the build host
   - gpg and gpgv, when a Kubernetes repository has to be verified
+  - boto3, for a build in EC2
 extends_documentation_fragment:
   - goldsmith.images.attributes
 attributes:
@@ -35,9 +38,9 @@ options:
     type: dict
     required: true
   kvm:
-    description: What M(goldsmith.images.kvm_check) returned.
+    description: What M(goldsmith.images.kvm_check) returned. Of no use for a build in EC2.
     type: dict
-    required: true
+    default: {}
   accelerator:
     description: V(auto) takes KVM where it is accelerated, else software emulation.
     type: str
@@ -95,7 +98,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 accelerator:
-  description: Name (kvm or tcg), CPU model and reason.
+  description: Name (kvm or tcg), CPU model and reason; empty for a build in EC2.
   returned: success
   type: dict
   sample: {"name": "tcg", "cpu_model": "max", "reason": "no KVM (no_device)"}
@@ -124,13 +127,19 @@ build:
   description: Whether the image has to be built.
   returned: success
   type: bool
+ec2:
+  description:
+    - For a build in EC2, otherwise empty. C(settings), the definition's with everything resolved, C(source_ami) that
+      the filter finds now, and C(kms_key_arn).
+  returned: success
+  type: dict
 reasons:
   description: Why it has to be built; empty when it has not.
   returned: success
   type: list
   elements: str
 cpus:
-  description: Virtual CPUs of the guests.
+  description: Virtual CPUs of the guests; 0 for a build in EC2.
   returned: success
   type: int
 fingerprint:
@@ -182,13 +191,14 @@ from pathlib import Path
 
 from ansible.module_utils.ansible_release import __version__ as ansible_version
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.goldsmith.images.plugins.module_utils import _host_memory, _root_tree
+from ansible_collections.goldsmith.images.plugins.module_utils import _ec2_build, _host_memory, _root_tree
 from ansible_collections.goldsmith.images.plugins.module_utils import _image_plan as planning
 from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import (
     RepositoryError,
     fetch,
     verified_release,
 )
+from ansible_collections.goldsmith.images.plugins.module_utils._aws_session import AwsError
 from ansible_collections.goldsmith.images.plugins.module_utils._bootstrap import (
     ArchiveState,
     BootstrapError,
@@ -269,35 +279,141 @@ def tree_problem(cache: Path) -> str:
     return _root_tree.architecture_problem("amd64") or _root_tree.problem(cache)
 
 
-def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
-    """Decide everything; PlanError lists all problems at once."""
-    params, problems = module.params, []
-    definition, collection = params["definition"], Path(params["collection_dir"])
-    output, cache = Path(params["output_dir"]), Path(params["cache_dir"])
-    programs = dict(planning.PROGRAMS)
-    if definition["base"]["method"] == "bootstrap":
-        programs.update(planning.BOOTSTRAP_PROGRAMS)
-    problems += planning.missing_programs(programs, f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+def require_programs(programs: t.Mapping[str, str]) -> None:
+    """PlanError names the programs that are missing, and the packages that bring them."""
+    problems = planning.missing_programs(programs, f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if problems:
         raise planning.PlanError("\n".join(problems))
 
-    def collect(function: t.Callable[..., t.Any], *args: t.Any) -> t.Any:
+
+class Problems(list[str]):
+    """What cannot work; all of it is reported together."""
+
+    def collect(self, function: t.Callable[..., t.Any], *args: t.Any, **kwargs: t.Any) -> t.Any:
+        """Return what the function returns; None if it cannot, which is noted down."""
         try:
-            return function(*args)
-        except planning.PlanError as exc:
-            problems.append(str(exc))
+            return function(*args, **kwargs)
+        except (planning.PlanError, _ec2_build.Ec2BuildError) as exc:
+            self.append(str(exc))
             return None
 
+    def end(self) -> None:
+        """PlanError if there are any."""
+        if self:
+            raise planning.PlanError("\n".join(self))
+
+
+def resolve_roles(params: dict[str, t.Any], problems: Problems) -> tuple[dict[str, t.Any], dict[str, str]]:
+    """Return the variables of the roles and the source of the Kubernetes packages, which is empty if there are none."""
+    definition = params["definition"]
+    role_vars, kubernetes = dict(definition["vars"]), {}
+    if KUBERNETES_ROLE in definition["roles"]:
+        wanted = params["kubernetes_packages"] or role_vars.get(f"{KUBERNETES_ROLE}_packages_source", "auto")
+        kubernetes = problems.collect(kubernetes_source, wanted, role_vars) or {}
+    if CML_CHECKS_ROLE in definition["roles"]:
+        role_vars.setdefault(f"{CML_CHECKS_ROLE}_kvm", "report" if params["allow_no_kvm"] else "fail")
+    if kubernetes:
+        role_vars[f"{KUBERNETES_ROLE}_packages_source"] = kubernetes["source"]
+        if kubernetes["key"]:
+            role_vars[f"{KUBERNETES_ROLE}_repository_key"] = kubernetes["key"]
+    return role_vars, kubernetes
+
+
+def kubernetes_inputs(kubernetes: t.Mapping[str, str]) -> dict[str, str]:
+    """Return what the Kubernetes packages add to the inputs of an image."""
+    names = {"kubernetes packages": "source", "kubernetes release": "release"}
+    return {name: kubernetes[key] for name, key in names.items() if kubernetes}
+
+
+def kubernetes_line(kubernetes: t.Mapping[str, str]) -> list[str]:
+    """Return the line of the plan about them."""
+    return [f"kubernetes   {kubernetes['source']} packages ({kubernetes['reason']})"] if kubernetes else []
+
+
+def plan_ami(module: AnsibleModule) -> dict[str, t.Any]:
+    """Decide everything about a build in EC2; PlanError lists all problems at once."""
+    params, problems = module.params, Problems()
+    definition, collection = params["definition"], Path(params["collection_dir"])
+    output, cache = Path(params["output_dir"]), Path(params["cache_dir"])
+    require_programs(planning.EC2_PROGRAMS)
+    versions = {
+        "packer": program_version(module, ["packer", "--version"], r"(\d+\.\d+\.\d+)"),
+        "ansible": ansible_version,
+    }
+    problems += planning.space_problems(
+        {"cache folder": (cache, planning.EC2_SPACE), "output folder": (output, planning.EC2_SPACE)}
+    )
+    role_vars, kubernetes = resolve_roles(params, problems)
+    decision = problems.collect(
+        _ec2_build.decide, definition, allow_no_kvm=params["allow_no_kvm"], environment=os.environ,
+        packer_version=tuple(int(part) for part in versions["packer"].split(".")),
+    )  # fmt: skip
+    problems.end()
+    settings = decision.settings
+    outside = {f"version of {name}": version for name, version in versions.items()}
+    outside |= {"source AMI": decision.source_ami["id"], "key of the AMI": decision.kms_key_arn}
+    counted = {name: settings[name] for name in _ec2_build.OF_THE_AMI}
+    inputs = planning.image_inputs(
+        {**definition, "amazon_ebs": counted}, collection, {**outside, **kubernetes_inputs(kubernetes)}, []
+    )
+    ec2 = _ec2_build.ec2_of(settings)
+    reasons = planning.why_build_ami(
+        inputs, settings["region"], output / "manifest.json", lambda image_id: _ec2_build.why_again(ec2, image_id)
+    )
+    if params["rebuild"]:
+        reasons.append("rebuild was asked for")
+    return {
+        "accelerator": {},
+        "archive_state": [],
+        "build": bool(reasons),
+        "build_method": {"name": "vm", "reason": "an instance in EC2"},
+        "build_fingerprint": planning.build_fingerprint(inputs),
+        "ec2": {
+            "settings": {**settings, "root_device": decision.source_ami["root_device"]},
+            "source_ami": decision.source_ami,
+            "kms_key_arn": decision.kms_key_arn,
+        },
+        "reasons": reasons,
+        "cpus": 0,
+        "fingerprint": planning.value_digest(inputs),
+        "inputs": inputs,
+        "kubernetes": {key: kubernetes[key] for key in ("source", "reason", "release")} if kubernetes else {},
+        "mirrors": {"archive": None, "security": None},
+        "layers": [],
+        "role_vars": role_vars,
+        "source_date_epoch": 0,
+        "timeouts": {"ssh": 600, "build": 7200},
+        "versions": versions,
+        "lines": [
+            f"image        {definition['name']}: {definition.get('description', '')}".rstrip(": "),
+            *decision.lines(),
+            f"roles        {', '.join([*definition['roles'], 'cleanup'])}",
+            f"tools        Packer {versions['packer']}, ansible-core {versions['ansible']}",
+            *kubernetes_line(kubernetes),
+            "proof        what EC2 says of encryption and key; nothing here can boot an AMI, so no check of it is run",
+            f"output       {output}",
+            f"build        {'yes: ' + '; '.join(reasons) if reasons else NOTHING_TO_DO}",
+        ],
+    }
+
+
+def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
+    """Decide everything about a local disk; PlanError lists all problems at once."""
+    params, problems = module.params, Problems()
+    definition, collection = params["definition"], Path(params["collection_dir"])
+    output, cache = Path(params["output_dir"]), Path(params["cache_dir"])
+    bootstrap = planning.BOOTSTRAP_PROGRAMS if definition["base"]["method"] == "bootstrap" else {}
+    require_programs({**planning.PROGRAMS, **bootstrap})
     versions = {
         "packer": program_version(module, ["packer", "--version"], r"(\d+\.\d+\.\d+)"),
         "qemu": program_version(module, ["qemu-system-x86_64", "--version"], r"version (\d+\.\d+(?:\.\d+)?)"),
         "ansible": ansible_version,
     }
     qemu_version = tuple(int(part) for part in versions["qemu"].split("."))
-    accelerator = collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
+    accelerator = problems.collect(planning.choose_accelerator, params["accelerator"], params["kvm"], qemu_version)
     if definition.get("needs_kvm") and accelerator:
         problems += planning.nested_kvm_problems(params["kvm"], accelerator, params["allow_no_kvm"])
-    method = accelerator and collect(
+    method = accelerator and problems.collect(
         planning.choose_build_method, params["build_method"] or definition["build_method"], accelerator,
         definition["base"], params["running_system_roles"], lambda: tree_problem(cache),
     )  # fmt: skip
@@ -307,27 +423,15 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
     }
     problems += planning.space_problems(folders)
     for part in ("base_disks", "trees"):
-        collect(own_cache, cache / part)
+        problems.collect(own_cache, cache / part)
     guests = 2
     problems += planning.memory_problems(definition["memory"], guests, _host_memory.available())
-    mirrors, state = collect(archive, definition) or (Mirrors(), ArchiveState((), 0))
-    role_vars, kubernetes = dict(definition["vars"]), {}
-    if KUBERNETES_ROLE in definition["roles"]:
-        wanted = params["kubernetes_packages"] or role_vars.get(f"{KUBERNETES_ROLE}_packages_source", "auto")
-        kubernetes = collect(kubernetes_source, wanted, role_vars)
-    if problems:
-        raise planning.PlanError("\n".join(problems))
-
-    if CML_CHECKS_ROLE in definition["roles"]:
-        role_vars.setdefault(f"{CML_CHECKS_ROLE}_kvm", "report" if params["allow_no_kvm"] else "fail")
-    if kubernetes:
-        role_vars[f"{KUBERNETES_ROLE}_packages_source"] = kubernetes["source"]
-        if kubernetes["key"]:
-            role_vars[f"{KUBERNETES_ROLE}_repository_key"] = kubernetes["key"]
+    mirrors, state = problems.collect(archive, definition) or (Mirrors(), ArchiveState((), 0))
+    role_vars, kubernetes = resolve_roles(params, problems)
+    problems.end()
     outside = {f"version of {name}": version for name, version in versions.items()}
     outside |= {"accelerator": accelerator.name, "cpu model": accelerator.cpu_model, "build method": method.name}
-    if kubernetes:
-        outside |= {"kubernetes packages": kubernetes["source"], "kubernetes release": kubernetes["release"]}
+    outside |= kubernetes_inputs(kubernetes)
     inputs = planning.image_inputs(definition, collection, outside, state.digests)
     image = output / f"{definition['name']}.qcow2"
     reasons = planning.why_build(inputs, image, output / "manifest.json")
@@ -341,6 +445,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
         "build": bool(reasons),
         "build_method": asdict(method),
         "build_fingerprint": planning.build_fingerprint(inputs),
+        "ec2": {},
         "reasons": reasons,
         "cpus": cpus,
         "fingerprint": planning.value_digest(inputs),
@@ -361,7 +466,7 @@ def make_plan(module: AnsibleModule) -> dict[str, t.Any]:
             f"accelerator  {accelerator.name} ({accelerator.reason}), CPU model {accelerator.cpu_model}, {cpus} CPUs, "
             f"{definition['memory']} MiB",
             f"tools        Packer {versions['packer']}, QEMU {versions['qemu']}, ansible-core {versions['ansible']}",
-            *([f"kubernetes   {kubernetes['source']} packages ({kubernetes['reason']})"] if kubernetes else []),
+            *kubernetes_line(kubernetes),
             f"output       {output}",
             f"build        {'yes: ' + '; '.join(reasons) if reasons else NOTHING_TO_DO}",
         ],
@@ -372,7 +477,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "definition": {"type": "dict", "required": True},
-            "kvm": {"type": "dict", "required": True},
+            "kvm": {"type": "dict", "default": {}},
             "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
             "build_method": {"type": "str", "choices": ["auto", "vm", "rootfs"]},
             "allow_no_kvm": {"type": "bool", "default": False},
@@ -386,10 +491,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        plan = make_plan(module)
+        ami = module.params["definition"]["builder"] == "amazon-ebs"
+        plan = plan_ami(module) if ami else make_plan(module)
     except planning.PlanError as exc:
         module.fail_json(msg=f"This image cannot be built here, nothing was changed:\n{exc}")
-    except OSError as exc:
+    except (AwsError, OSError) as exc:
         module.fail_json(msg=f"Planning failed: {exc}")
     module.exit_json(changed=False, **plan)
 

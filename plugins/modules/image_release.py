@@ -87,45 +87,18 @@ summary:
 
 import datetime
 import json
-import os
-import shutil
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import file_digest
-from ansible_collections.goldsmith.images.plugins.module_utils._command import (
-    Interrupted,
-    interruptible,
-    uninterrupted,
-)
+from ansible_collections.goldsmith.images.plugins.module_utils._command import Interrupted, interruptible
 from ansible_collections.goldsmith.images.plugins.module_utils._image_plan import SCHEMA
+from ansible_collections.goldsmith.images.plugins.module_utils._image_release import write_output
 
 
 class ReleaseError(Exception):
     """The image must not be released, or cannot be."""
-
-
-def join_files(sources: list[str], target: Path) -> bool:
-    """Write the existing ones of *sources* one after the other to *target*; return whether there were any."""
-    existing = [Path(source) for source in sources if os.path.isfile(source)]
-    if not existing:
-        return False
-    with target.open("wb") as output:
-        for source in existing:
-            if len(sources) > 1:
-                output.write(f"===== {source.name} =====\n".encode())
-            output.write(source.read_bytes())
-    return True
-
-
-def put_in_place(files: t.Mapping[str, Path], output: Path) -> None:
-    """Move *files*, name -> where it is on the same file system, to *output*, in this order."""
-    for path in files.values():
-        os.chmod(path, 0o644)
-    with uninterrupted():
-        for name, path in files.items():
-            os.replace(path, output / name)
 
 
 def summary(manifest: dict[str, t.Any], output: Path) -> list[str]:
@@ -182,26 +155,8 @@ def release(module: AnsibleModule) -> dict[str, t.Any]:
     if module.check_mode:
         return {"changed": True, "files": [], **result}
 
-    output.mkdir(parents=True, exist_ok=True)
-    staging = output / ".new"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(mode=0o700)
-    try:
-        # On this file system the last step is a rename; from another one the image is copied first.
-        same = image.stat().st_dev == staging.stat().st_dev
-        files = {final.name: image if same else Path(shutil.copyfile(image, staging / final.name))}
-        for name, sources in params["evidence"].items():
-            if join_files(sources, staging / name):
-                files[name] = staging / name
-        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        last = {"manifest.json": staging / "manifest.json"}
-        sums = "".join(f"{file_digest(path)}  {name}\n" for name, path in {**files, **last}.items())
-        (staging / "SHA256SUMS").write_text(sums, encoding="utf-8")
-        put_in_place({**files, "SHA256SUMS": staging / "SHA256SUMS", **last}, output)
-        image.unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return {"changed": True, "files": [*files, *last, "SHA256SUMS"], **result}
+    files = write_output(output, params["evidence"], manifest, {final.name: image})
+    return {"changed": True, "files": files, **result}
 
 
 def main() -> None:

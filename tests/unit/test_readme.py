@@ -38,6 +38,18 @@ def test_the_example_definition_is_valid():
     )
 
 
+def test_the_example_of_an_ami_is_valid():
+    page = (CHECKOUT / "docs/amazon_ebs.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```yaml\n(# my_host\.yml\n.*?)```", page, re.DOTALL)
+    defaults = yaml.safe_load((CHECKOUT / "playbooks/images/defaults.yml").read_text(encoding="utf-8"))
+    roles = [path.name for path in (CHECKOUT / "roles").iterdir()]
+    definition = load_definition(yaml.safe_load(example), defaults, source="amazon_ebs.md", known_roles=roles)
+    assert definition["builder"] == "amazon-ebs"
+    settings = SCHEMA["properties"]["amazon_ebs"]["properties"]
+    keys = [key for key in settings if key != "source_ami"] + ["source_ami.owner", "source_ami.name"]
+    assert not [key for key in keys if f"`{key}`" not in page]
+
+
 def test_every_key_of_a_definition_is_documented():
     page = (CHECKOUT / "docs/image_definition.md").read_text(encoding="utf-8")
     base = [f"base.{key}" for key in SCHEMA["properties"]["base"]["properties"]]

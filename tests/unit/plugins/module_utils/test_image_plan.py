@@ -189,6 +189,17 @@ def test_no_manifest_is_a_reason(tmp_path: Path):
     assert planning.why_build({}, tmp_path / "i", tmp_path / "m") == ["there is no finished image yet"]
 
 
+def test_an_ami_is_built_again_when_something_changed_or_it_is_gone(tmp_path: Path):
+    manifest, inputs = tmp_path / "manifest.json", {"role a": "1"}
+    amis = {"eu-west-1": {"image_id": "ami-1"}}
+    manifest.write_text(json.dumps({"schema": planning.SCHEMA, "inputs": inputs, "amis": amis}))
+    gone = "{} is gone".format
+    assert planning.why_build_ami(inputs, "eu-west-1", manifest, lambda image_id: "") == []
+    assert planning.why_build_ami(inputs, "eu-west-1", manifest, gone) == ["ami-1 is gone"]
+    assert planning.why_build_ami({"role a": "2"}, "eu-west-1", manifest, gone) == ["changed: role a"]
+    assert planning.why_build_ami(inputs, "us-east-1", manifest, gone) == [f"{manifest} cannot be read"]
+
+
 def test_a_changed_check_does_not_change_what_is_in_the_image():
     inputs = {"role hardening": "1", "role verify_image": "1", "definition checks": "1"}
     fingerprint = planning.build_fingerprint(inputs)

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from ansible_collections.goldsmith.images.plugins.module_utils import _image_release
 from ansible_collections.goldsmith.images.plugins.module_utils._command import Interrupted, interruptible
-from ansible_collections.goldsmith.images.plugins.modules import image_release
 
 NAMES = ("mine.qcow2", "junit.xml", "SHA256SUMS", "manifest.json")
 
@@ -37,7 +37,7 @@ def test_a_signal_amid_the_renames_takes_effect_after_the_last(
     threading.Thread(target=ended.wait, daemon=True).start()
     monkeypatch.setattr(os, "replace", replace_and_interrupt)
     with pytest.raises(Interrupted), interruptible():
-        image_release.put_in_place({name: work / name for name in NAMES}, output)
+        _image_release.put_in_place({name: work / name for name in NAMES}, output)
     ended.set()
     assert {name: (output / name).read_text() for name in NAMES} == dict.fromkeys(NAMES, "work")
     assert not list(work.iterdir())
