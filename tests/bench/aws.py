@@ -276,7 +276,7 @@ class Bench:
                 time.sleep(LATENCY)
 
         self.cloud.before = slow
-        task = {"path": str(disk), "region": HOME_REGION, "name": "golden", "state_dir": str(self.work / "state")}
+        task = {"path": str(disk), "region": HOME_REGION, "name": "imported", "state_dir": str(self.work / "state")}
         _seconds, ours = self.play("ami_import", {"goldsmith.images.ami_import": {**task, "no_progress": True}})
         stored = len(blocks(ours["snapshot_id"])) * _ebs_upload.BLOCK
         if stored != ours["bytes_sent"]:
