@@ -56,6 +56,10 @@ bench-net: setup ## Measure: all checks of a network together, against the slowe
 bench-hardening: setup ## Measure the role hardening in a machine with Lynis and OpenSCAP; writes docs/hardening.md
 	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.hardening $(ARGS)
 
+.PHONY: bench-roles
+bench-roles: setup ## Measure the roles in a machine against one shell script, and the first boot of the image
+	PYTHONPATH=.venv/collections .venv/bin/python -m tests.bench.roles $(ARGS)
+
 .PHONY: readme
 readme: setup ## Write the variable tables of the role READMEs anew
 	.venv/bin/python scripts/role_readme.py

@@ -11,6 +11,7 @@ version_added: 0.1.0
 author: goldsmith.images contributors (@goldsmith-images)
 description:
   - One row for each level, for the certificate, the version and each port, with what was found.
+  - Before them, one row for each check of the instance that the controller runs on, if that was looked at.
 options:
   _input:
     description: What M(goldsmith.images.cml_gui_check) returned.
@@ -20,6 +21,10 @@ options:
     description: The level that was asked for.
     type: str
     required: true
+  instance:
+    description: What M(goldsmith.images.ec2_launch_check) returned. Without checks it gives no rows.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -47,13 +52,18 @@ Row = dict[str, str]
 DAYS = 14
 
 
-def cml_check_rows(result: t.Mapping[str, t.Any], level: str) -> list[Row]:
+def cml_check_rows(
+    result: t.Mapping[str, t.Any], level: str, instance: t.Mapping[str, t.Any] | None = None
+) -> list[Row]:
     """Return the rows of a table."""
     if level not in {*LEVELS, *BROWSER} or "state" not in result:
         raise AnsibleFilterError(f"cml_check_rows: needs a result of cml_gui_check and one of {', '.join(LEVELS)}")
     way = way_to(level)
     reached = -1 if result["level"] is None else way.index(result["level"])
-    rows = []
+    rows = [
+        _row(f"{check['name']} {check['target']}".rstrip(), check["status"], check["detail"])
+        for check in (instance or {}).get("checks", [])
+    ]
     for number, name in enumerate(way):
         if number <= reached:
             rows.append(_row(name, "pass", _found(name, result)))

@@ -86,6 +86,28 @@ def describe_snapshots(client: t.Any, image: t.Mapping[str, t.Any]) -> list[dict
     return aws.call(client.describe_snapshots, SnapshotIds=ids)["Snapshots"] if ids else []
 
 
+def find_key(ec2: t.Any, kms: t.Any, key: str | None, region: str) -> dict[str, t.Any]:
+    """Return what KMS says of a key, or of the account's default for EBS. AmiError: EBS cannot encrypt with it there.
+
+    EC2 itself takes any key, and fails at the end.
+    """
+    try:
+        key = key or aws.call(ec2.get_ebs_default_kms_key_id)["KmsKeyId"]
+        found: dict[str, t.Any] = aws.call(kms.describe_key, KeyId=key)["KeyMetadata"]
+    except aws.AwsError as exc:
+        raise AmiError(f"the key {key or 'of EBS'} cannot be used: {exc}") from exc
+    place = found["Arn"].split(":")[3]
+    if place != region:
+        raise AmiError(f"the key {key} is in {place}; {region} needs a key of its own")
+    if found["KeyState"] != "Enabled":
+        raise AmiError(f"the key {key} is {found['KeyState']}, not Enabled")
+    spec = found.get("KeySpec") or found.get("CustomerMasterKeySpec")
+    if spec != "SYMMETRIC_DEFAULT" or found["KeyUsage"] != "ENCRYPT_DECRYPT":
+        kind = f"{spec}, {found['KeyUsage']}"
+        raise AmiError(f"the key {key} is of the kind {kind}; EBS needs a symmetric key to encrypt and decrypt")
+    return found
+
+
 def find_source(account: aws.Account, region: str, wanted: t.Mapping[str, t.Any], known: str | None) -> Source:
     """Find the image by id, or by name and owner. *known* is its id where the name is gone and a journal knows it."""
     client = account.client("ec2", region)

@@ -79,27 +79,6 @@ class Found:
     snapshot: dict[str, t.Any] | None = None
 
 
-def resolve_key(kms: t.Any, key: str, region: str) -> str:
-    """Return the ARN of a key that EBS can use in *region*. Raises AmiImportError."""
-    try:
-        found = call(kms.describe_key, KeyId=key)["KeyMetadata"]
-    except AwsError as error:
-        raise AmiImportError(
-            f"kms_key_id: {key} cannot be used in {region} ({error}): name a key of this region, and allow "
-            "kms:DescribeKey, kms:CreateGrant and kms:GenerateDataKeyWithoutPlaintext"
-        ) from error
-    arn = str(found["Arn"])
-    for what, problem in (
-        (found.get("KeyState", "Enabled") != "Enabled", f"its state is {found.get('KeyState')}"),
-        (found.get("KeySpec", "SYMMETRIC_DEFAULT") != "SYMMETRIC_DEFAULT", "it is not symmetric"),
-        (found.get("KeyUsage", "ENCRYPT_DECRYPT") != "ENCRYPT_DECRYPT", "it is not there to encrypt"),
-        (arn.split(":")[3] != region, f"it is a key of {arn.split(':')[3]}"),
-    ):
-        if what:
-            raise AmiImportError(f"kms_key_id: {key} cannot encrypt in {region}: {problem}")
-    return arn
-
-
 def find(ec2: t.Any, wanted: Wanted) -> Found:
     """Look for what earlier runs have made."""
     filters = [{"Name": f"tag:{SOURCE_TAG}", "Values": [wanted.sha256]}]

@@ -23,6 +23,12 @@ class Usage:
     users: list[dict[str, str]] = field(default_factory=list)  # account, kind, id
     unseen: list[str] = field(default_factory=list)
 
+    @property
+    def problems(self) -> list[str]:
+        """Return in words what is against touching the image: what cannot be looked at counts as a user."""
+        users = [f"{user['kind']} {user['id']} of {user['account']}" for user in self.users]
+        return users + [f"not seen: {unseen}" for unseen in self.unseen]
+
 
 def find(
     accounts: t.Iterable[aws.Account], region: str, image_ids: t.Collection[str], pool: Executor
@@ -48,6 +54,16 @@ def find(
             for usage in usages.values():
                 usage.unseen.append(f"{kind} of {account}: {error}")
     return usages
+
+
+def launch_permissions(
+    account: aws.Account, region: str, image_id: str, seen: t.Collection[str]
+) -> list[dict[str, str]]:
+    """Return whom an image is shared with without our seeing what they do with it. Raises AwsError."""
+    attribute = {"ImageId": image_id, "Attribute": "launchPermission"}
+    permissions = aws.call(account.client("ec2", region).describe_image_attribute, **attribute)["LaunchPermissions"]
+    names = [name for permission in permissions for name in permission.values() if name not in seen]
+    return [{"account": account.id, "kind": "launch_permission", "id": name} for name in names]
 
 
 Found = list[tuple[str, str]]  # image, what uses it

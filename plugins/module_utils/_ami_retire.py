@@ -17,6 +17,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._ami import Sourc
 from ansible_collections.goldsmith.images.plugins.module_utils._ami_journal import Journal
 
 GOOD = ("success", "skipped")
+SOON = timedelta(minutes=2)
 
 
 class Retirement:
@@ -67,7 +68,7 @@ class Retirement:
             return not self._leftovers()
         if action == "deprecate":
             date = image.get("DeprecationTime")
-            return bool(date) and date <= f"{_soon():%Y-%m-%dT%H:%M:59Z}"
+            return bool(date) and date <= f"{soon():%Y-%m-%dT%H:%M:59Z}"
         return action == "disable" and image["State"] == "disabled"
 
     def _leftovers(self) -> list[str]:
@@ -87,15 +88,15 @@ class Retirement:
         mode = self.params["in_use_check"]
         if mode == "skip":
             return True
-        seen = list(accounts)
-        usage = in_use.find(seen, self.source.region, [self.source.image_id], pool)[self.source.image_id]
-        users = usage.users + self._allowed({account.id for account in seen})
-        self.report["in_use"] = users
-        problems = [f"{user['kind']} {user['id']} of {user['account']}" for user in users]
-        problems += [f"not seen: {unseen}" for unseen in usage.unseen]
-        if not problems:
+        seen, source = list(accounts), self.source
+        usage = in_use.find(seen, source.region, [source.image_id], pool)[source.image_id]
+        ours = self.journal.open_shares().get(("image", source.image_id), set())
+        known = {account.id for account in seen} | ours
+        usage.users += in_use.launch_permissions(source.account, source.region, source.image_id, known)
+        self.report["in_use"] = usage.users
+        if not usage.problems:
             return True
-        message = f"{self.source.image_id} may be in use: {'; '.join(problems)}"
+        message = f"{source.image_id} may be in use: {'; '.join(usage.problems)}"
         if mode == "warn":
             self.warnings.append(message)
             return True
@@ -103,17 +104,8 @@ class Retirement:
         self.report.update(result="refused", reason=message)
         return False
 
-    def _allowed(self, seen: set[str]) -> list[dict[str, str]]:
-        """Whom the image is shared with without our seeing what they do with it."""
-        ours = self.journal.open_shares().get(("image", self.source.image_id), set())
-        client = self.source.account.client("ec2", self.source.region)
-        attribute = {"ImageId": self.source.image_id, "Attribute": "launchPermission"}
-        permissions = aws.call(client.describe_image_attribute, **attribute)["LaunchPermissions"]
-        names = [name for permission in permissions for name in permission.values() if name not in seen | ours]
-        return [{"account": self.source.account.id, "kind": "launch_permission", "id": name} for name in names]
-
     def _deprecate(self, client: t.Any) -> None:
-        date = _soon()
+        date = soon()
         self.journal.note("deprecate", id=self.source.image_id, at=date.isoformat())
         aws.call(client.enable_image_deprecation, ImageId=self.source.image_id, DeprecateAt=date)
         self.changed = True
@@ -128,14 +120,11 @@ class Retirement:
     def _deregister(self, client: t.Any) -> None:
         delete, image_id = self.params["delete_source_snapshots"], self.source.image_id
         if self.source.image is None:
-            results = [(snapshot, _delete(client, snapshot)) for snapshot in self._leftovers()]
+            results = [(snapshot, delete_snapshot(client, snapshot)) for snapshot in self._leftovers()]
         else:
             snapshots = snapshot_ids(self.source.image)
             self.journal.note("deregister", id=image_id, snapshots=snapshots)
-            asked = {"DeleteAssociatedSnapshots": True} if delete else {}
-            answer = aws.call(client.deregister_image, ImageId=image_id, **asked)
-            results = [(r["SnapshotId"], r["ReturnCode"]) for r in answer.get("DeleteSnapshotResults", [])]
-            results = results if delete else [(snapshot, "kept") for snapshot in snapshots]
+            results = deregister(client, self.source.image, delete)
         self.changed = True
         for snapshot, result in results:
             self.journal.note("snapshot", id=snapshot, result=result)
@@ -146,12 +135,22 @@ class Retirement:
             self.error = f"{image_id} is deregistered, but these of its snapshots are left: {', '.join(bad)}; run again"
 
 
-def _soon() -> datetime:
+def soon() -> datetime:
     """Return the earliest date that EC2 surely takes: it wants one in the future."""
-    return datetime.now(timezone.utc) + timedelta(minutes=2)
+    return datetime.now(timezone.utc) + SOON
 
 
-def _delete(client: t.Any, snapshot_id: str) -> str:
+def deregister(client: t.Any, image: t.Mapping[str, t.Any], delete: bool) -> list[tuple[str, str]]:
+    """Deregister an image, with its snapshots or without; return what became of each of them. Raises AwsError."""
+    asked = {"DeleteAssociatedSnapshots": True} if delete else {}
+    answer = aws.call(client.deregister_image, ImageId=image["ImageId"], **asked)
+    if not delete:
+        return [(snapshot, "kept") for snapshot in snapshot_ids(image)]
+    return [(result["SnapshotId"], result["ReturnCode"]) for result in answer.get("DeleteSnapshotResults", [])]
+
+
+def delete_snapshot(client: t.Any, snapshot_id: str) -> str:
+    """Delete a snapshot; return what became of it, in the words of DeregisterImage or with AWS's code."""
     try:
         aws.call(client.delete_snapshot, SnapshotId=snapshot_id)
     except aws.AwsError as exc:

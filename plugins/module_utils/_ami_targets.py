@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
-from ansible_collections.goldsmith.images.plugins.module_utils._ami import ACCOUNT, IMAGE_ID, NAME, AmiError, Source
+from ansible_collections.goldsmith.images.plugins.module_utils._ami import (
+    ACCOUNT,
+    IMAGE_ID,
+    NAME,
+    AmiError,
+    Source,
+    find_key,
+)
 
 PLACEHOLDERS = ("source_name", "source_id", "source_region", "region", "account")
 KEY_ARN = re.compile(r"arn:([a-z-]+):kms:([a-z0-9-]+):([0-9]{12}):(key|alias)/.+")
@@ -239,7 +246,7 @@ def name_targets(request: Request, source: Source) -> None:
 
 
 def find_keys(request: Request, pool: Executor) -> None:
-    """Ask KMS for each key, because CopyImage does not: it takes any key and fails at the end."""
+    """Ask KMS for each key, because CopyImage does not."""
     targets = [target for target in request.targets if target.account is not None]
     if not request.params["encrypted"]:
         return
@@ -252,21 +259,15 @@ def find_keys(request: Request, pool: Executor) -> None:
 def _find_key(target: Target, ec2: t.Any, kms: t.Any) -> str | None:
     """Resolve a target's key; return what is wrong with it."""
     try:
-        key = target.key or aws.call(ec2.get_ebs_default_kms_key_id)["KmsKeyId"]
-        found = aws.call(kms.describe_key, KeyId=key)["KeyMetadata"]
-    except aws.AwsError as exc:
-        return f"{target.place}: the key {target.key or 'of EBS'} cannot be used: {exc}"
+        found = find_key(ec2, kms, target.key, target.region)
+    except AmiError as exc:
+        return f"{target.place}: {exc}"
     target.key_arn, target.key_managed = found["Arn"], found["KeyManager"] == "AWS"
-    place = f"{target.place}: the key {key}"
-    if found["Arn"].split(":")[3] != target.region:
-        return f"{place} is in {found['Arn'].split(':')[3]}; a copy needs a key of its own region"
-    if found["KeyState"] != "Enabled":
-        return f"{place} is {found['KeyState']}, not Enabled"
-    spec = found.get("KeySpec") or found.get("CustomerMasterKeySpec")
-    if spec != "SYMMETRIC_DEFAULT" or found["KeyUsage"] != "ENCRYPT_DECRYPT":
-        return f"{place} is of the kind {spec}, {found['KeyUsage']}; EBS needs a symmetric key to encrypt and decrypt"
     if target.key_managed and any(target.share.values()):
-        return f"{place} is managed by AWS, and what is encrypted with it cannot be shared; use a key of your own"
+        return (
+            f"{target.place}: the key {target.key or 'of EBS'} is managed by AWS, and what is encrypted with it cannot"
+            " be shared; use a key of your own"
+        )
     return None
 
 

@@ -155,6 +155,8 @@ cp "$root/var/lib/dpkg/status" @STATUS@
 # It looks for snapshots of LVM, which is not installed.
 chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+# Debian 12's systemd-resolved has kept the build host's name servers.
+rm -f "$root/etc/.resolv.conf.systemd-resolved.bak"
 # The packages have built the linker cache, hardware database and message catalogue: not again at the first boot.
 touch -r "$root/usr" "$root/etc/.updated" "$root/var/.updated"
 """

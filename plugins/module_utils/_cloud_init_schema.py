@@ -27,7 +27,9 @@ _ERRORS = re.compile(r"Cloud config schema errors: (.*?)(?=\n\s*\n|\nCloud confi
 _DEPRECATIONS = re.compile(r"Cloud config schema deprecations: (.*)")
 _NEXT = re.compile(r", (?=[\w./-]*: )")
 _UNEXPECTED = re.compile(r"\(?'([^']+)'(?:, '[^']+')* (?:was|were) unexpected")
-#: Exit 0, and nothing was looked at.
+#: Exit 0, and nothing was looked at. Older releases (22.4 is one) do not even say so when python3-jsonschema is missing.
+_SAYS_WHAT_IT_SKIPS = (25, 1)
+_INVALID = "#cloud-config\nruncmd: 1\n"
 _SKIPPED = re.compile(r".*(?:Skipping|not currently evaluated|dependency missing).*")
 
 
@@ -78,6 +80,10 @@ def check(
     skipped = _SKIPPED.search(said)
     if done.returncode == 0 and skipped:
         return Verdict(False, skipped[0].strip(), done.returncode, said)
+    if done.returncode == 0 and installed < _SAYS_WHAT_IT_SKIPS and not _rejects(_INVALID, folder, tools):
+        return Verdict(
+            False, f"cloud-init {_dotted(installed)} accepts anything: is python3-jsonschema there?", 0, said
+        )
     if done.returncode == 2 and "unrecognized arguments" in said:
         return Verdict(False, f"cloud-init {_dotted(installed)} does not know {' '.join(argv[2:])}", 2, said)
     problems = list(_problems(part, root, said))
@@ -92,6 +98,13 @@ def check(
             " ".join(text.split()) for match in _DEPRECATIONS.finditer(said) for text in _NEXT.split(match[1])
         ],
     )
+
+
+def _rejects(text: str, folder: str, tools: Tools) -> bool:
+    path = os.path.join(folder, "invalid.yml")
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    return tools.run([tools.find("cloud-init") or "cloud-init", "schema", "--config-file", path]).returncode != 0
 
 
 def _problems(part: Part, root: t.Any, said: str) -> Iterator[Finding]:

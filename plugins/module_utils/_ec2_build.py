@@ -13,13 +13,13 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
-from ansible_collections.goldsmith.images.plugins.module_utils._ami import describe_snapshots, tags_of
-from ansible_collections.goldsmith.images.plugins.module_utils._ami_import import (
-    AmiImportError,
-    key_problem,
-    resolve_key,
-    root_snapshot,
+from ansible_collections.goldsmith.images.plugins.module_utils._ami import (
+    AmiError,
+    describe_snapshots,
+    find_key,
+    tags_of,
 )
+from ansible_collections.goldsmith.images.plugins.module_utils._ami_import import key_problem, root_snapshot
 from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import RepositoryError, fetch
 from ansible_collections.goldsmith.images.plugins.module_utils._kvm_ec2 import Instance, diagnose
 
@@ -114,7 +114,7 @@ def decide(
     def collect(function: t.Callable[..., t.Any], *args: t.Any) -> t.Any:
         try:
             return function(*args)
-        except (aws.AwsError, AmiImportError, Ec2BuildError) as exc:
+        except (aws.AwsError, Ec2BuildError) as exc:
             problems.append(str(exc))
             return None
 
@@ -127,7 +127,7 @@ def decide(
     ec2 = ec2_of(settings)
     source = collect(find_source_ami, ec2, settings)
     kind = collect(instance_type, ec2, settings)
-    key = collect(find_key, ec2, account, settings)
+    key = collect(key_arn, ec2, account, settings)
     settings["ssh_source_cidrs"] = collect(ssh_sources, settings, own_address)
     nested = "whether it can run VMs does not matter"
     if settings["nested_virtualization"] and packer_version < (1, 7):
@@ -217,10 +217,13 @@ def nested_problem(kind: Instance, settings: t.Mapping[str, t.Any], needed: bool
     )
 
 
-def find_key(ec2: t.Any, account: aws.Account, settings: t.Mapping[str, t.Any]) -> str:
+def key_arn(ec2: t.Any, account: aws.Account, settings: t.Mapping[str, t.Any]) -> str:
     """Return the ARN of the key for the root volume: the definition's, else the account's default for EBS."""
-    key = settings["kms_key_id"] or aws.call(ec2.get_ebs_default_kms_key_id)["KmsKeyId"]
-    return resolve_key(account.client("kms"), key, settings["region"])
+    try:
+        found = find_key(ec2, account.client("kms"), settings["kms_key_id"], settings["region"], shared=False)
+    except AmiError as exc:
+        raise Ec2BuildError(f"amazon_ebs.kms_key_id: {exc}") from exc
+    return str(found["Arn"])
 
 
 def ssh_sources(settings: t.Mapping[str, t.Any], own_address: str = OWN_ADDRESS) -> list[str]:

@@ -209,6 +209,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils import _ami_import as logic
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
 from ansible_collections.goldsmith.images.plugins.module_utils import _disk, _ebs_upload
+from ansible_collections.goldsmith.images.plugins.module_utils._ami import NAME, AmiError, find_key
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache, CacheError, file_digest, make_key
 from ansible_collections.goldsmith.images.plugins.module_utils._command import (
     CommandError,
@@ -253,7 +254,6 @@ ERRORS = (
     PackerError,
     _disk.DiskError,
 )
-NAME = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{3,128}")
 
 
 def check(params: dict[str, t.Any]) -> None:
@@ -323,15 +323,22 @@ class Run:
                 f"{self.path} has the sha256 {digest}, not {params['sha256']}: it is not the image that was verified"
             )
         size = self.volume_size()
-        key = None
-        if params["encrypted"]:
-            key_id = params["kms_key_id"] or aws.call(self.ec2.get_ebs_default_kms_key_id)["KmsKeyId"]
-            key = logic.resolve_key(self.account.client("kms"), key_id, params["region"])
+        key = self.key() if params["encrypted"] else None
         kept = ("name", "description", "architecture", "boot_mode", "root_device", "volume_type", "imds", "tpm")
         tags = {name: {k: str(v) for k, v in params[name].items()} for name in ("tags", "snapshot_tags")}
         return logic.Wanted(
             sha256=digest, size=size, kms_key_arn=key, **{name: params[name] for name in kept}, **tags
         )  # fmt: skip
+
+    def key(self) -> str:
+        key, region = self.params["kms_key_id"], self.params["region"]
+        try:
+            return str(find_key(self.ec2, self.account.client("kms"), key, region)["Arn"])
+        except AmiError as error:
+            raise logic.AmiImportError(
+                f"kms_key_id: {error}; name a key of {region}, and allow kms:DescribeKey, kms:CreateGrant and "
+                "kms:GenerateDataKeyWithoutPlaintext"
+            ) from error
 
     def volume_size(self) -> int:
         virtual = int(_disk.image_info(self.path)["virtual-size"])

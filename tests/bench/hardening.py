@@ -13,30 +13,22 @@ table into docs/hardening.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
-import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible_collections.goldsmith.images.tests.bench.machine import CHECKOUT, Machine, machine, note
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = CHECKOUT / "docs" / "hardening.md"
 FINDINGS = Path(__file__).with_name("hardening_findings.yml")
 CONTENT = "/usr/share/xml/scap/ssg/content/ssg-debian12-ds.xml"
 XCCDF = "{http://checklists.nist.gov/xccdf/1.2}"
 PREFIX = "xccdf_org.ssgproject.content_"
 NODE_PROFILE = "xccdf_goldsmith.images_profile_node"
-FACTS = ["!all", "!min", "distribution", "platform", "pkg_mgr", "service_mgr", "is_chroot", "python", "user"]
 #: Scenario whose machine is used, roles, and the profile of each stage; a machine goes from stage to stage.
 STAGES: dict[str, tuple[str, list[str], str]] = {
     "stock": ("hardening", [], ""),
@@ -48,92 +40,13 @@ STAGES: dict[str, tuple[str, list[str], str]] = {
     ),
     "strict": ("hardening_strict", ["hardening"], "strict"),
 }
+INSTALL = "apt-get -qq update && apt-get -qq install --no-install-recommends lynis openscap-scanner ssg-debian"
 # DNS is that of the first host that apt asks; unattended-upgrades only says what it would do.
 PROOFS = """\
 host=$(apt-get indextargets --format '$(REPO_URI)' | sed -nE 's|^[a-z]+://([^/:]+).*|\\1|p' | head -1)
 getent hosts "$host" >/dev/null && echo dns
 apt-get -qq update && unattended-upgrade --dry-run && echo unattended_upgrades
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """A machine of Molecule's, and the ways into it."""
-
-    work: Path
-
-    def ssh(self, command: str, *options: str, check: bool = True, text: str | None = None) -> str:
-        done = subprocess.run(
-            ["ssh", "-F", str(self.work / "ssh_config"), *options, "vm", command],
-            input=text or "",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if check and done.returncode != 0:
-            sys.exit(f"bench: {command}: exit {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        return done.stdout
-
-    def play(self, roles: list[str], **variables: Any) -> None:
-        names = [f"goldsmith.images.{role}" for role in roles]
-        play = [{"hosts": "molecule", "become": True, "gather_facts": True, "gather_subset": FACTS, "roles": names}]
-        path = self.work / "play.json"
-        path.write_text(json.dumps(play), encoding="utf-8")
-        inventory = CHECKOUT / "molecule/inventory.yml"
-        command = ["ansible-playbook", "-i", str(inventory), "-e", json.dumps(variables), str(path)]
-        run(command, {**environment(self.work), "ANSIBLE_PIPELINING": "true"})
-
-    def checks(self, names: list[str], expect: dict[str, Any]) -> bool:
-        """The checks of an image, as Molecule and verify_image run them."""
-        path = self.work / "expect.json"
-        path.write_text(json.dumps(expect), encoding="utf-8")
-        config = str(self.work / "ssh_config")
-        folder = CHECKOUT / "roles/verify_image/files/checks"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hosts=ssh://vm", "--sudo"]
-        command += [f"--ssh-config={config}", *(f"test_{name}.py" for name in names)]
-        extra = {"GOLDSMITH_SSH_CONFIG": config, "GOLDSMITH_EXPECT": str(path)}
-        done = subprocess.run(command, cwd=folder, env={**os.environ, **extra}, check=False, stdout=sys.stderr)
-        return done.returncode == 0
-
-
-def note(text: str) -> None:
-    print(f"bench: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def run(command: list[str], env: dict[str, str]) -> None:
-    done = subprocess.run(
-        command, cwd=CHECKOUT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        sys.exit(f"bench: {' '.join(command)} failed\n{done.stdout[-6000:]}{done.stderr[-3000:]}")
-
-
-def environment(work: Path) -> dict[str, str]:
-    collections = [str(CHECKOUT / ".venv/collections"), os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")]
-    return {
-        **os.environ,
-        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(filter(None, collections)),
-        "ANSIBLE_INJECT_FACT_VARS": "false",
-        "ANSIBLE_NOCOLOR": "1",
-        "PY_COLORS": "0",
-        "MOLECULE_EPHEMERAL_DIRECTORY": str(work),
-    }
-
-
-@contextlib.contextmanager
-def machine(scenario: str) -> Iterator[Machine]:
-    with tempfile.TemporaryDirectory(prefix="gi-lyn-") as folder:
-        molecule = [sys.executable, "-m", "molecule"]
-        env = environment(Path(folder))
-        try:
-            run([*molecule, "create", "--scenario-name", scenario], env)
-            found = Machine(Path(folder))
-            note(f"{scenario}: installing Lynis and OpenSCAP")
-            packages = "lynis openscap-scanner ssg-debian"
-            found.ssh(f"sudo sh -c 'apt-get -qq update && apt-get -qq install --no-install-recommends {packages}'")
-            yield found
-        finally:
-            run([*molecule, "destroy", "--scenario-name", scenario], env)
 
 
 def reason_for(tool: str, name: str, reasons: dict[str, list[dict[str, Any]]]) -> str | None:
@@ -270,6 +183,8 @@ def main(arguments: argparse.Namespace) -> None:
     wanted = [name for name in STAGES if not arguments.stage or name in arguments.stage]
     for scenario in dict.fromkeys(STAGES[name][0] for name in wanted):
         with machine(scenario) as vm:
+            note(f"{scenario}: installing Lynis and OpenSCAP")
+            vm.ssh(f"sudo sh -c '{INSTALL}'")
             for name in (each for each in wanted if STAGES[each][0] == scenario):
                 stages[name] = stage(name, vm, arguments, reasons)
                 output.write_text(json.dumps({"stages": stages}, indent=2) + "\n", encoding="utf-8")

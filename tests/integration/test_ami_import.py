@@ -127,7 +127,7 @@ def test_not_the_image_that_was_verified(cloud: Cloud, bring: Import):
         ({"tpm": True}, "EC2 wants boot_mode=uefi"),
         ({"parallel": 0}, "from 1 to 64"),
         ({"volume_size": 1}, "1 GiB are too small for the disk, which has 2 GiB"),
-        ({"kms_key_id": "alias/unknown"}, "alias/unknown cannot be used in eu-west-1"),
+        ({"kms_key_id": "alias/unknown"}, "the key alias/unknown cannot be used: NotFoundException"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,9 +16,11 @@ import botocore.exceptions
 import botocore.session
 import pytest
 from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Cloud
+from ansible_collections.goldsmith.images.tests.support.cloud_launch import Moment, launched
 
 OTHER = "210987654321"
 EC2 = botocore.session.Session().get_service_model("ec2")
+SSM = botocore.session.Session().get_service_model("ssm")
 
 
 def client(cloud: Cloud, service: str = "ec2", region: str = "eu-west-1", account: str = HOME) -> Any:
@@ -65,6 +68,20 @@ def unmodelled(element: ElementTree.Element, shape: Any, place: str) -> list[str
         "string": not enum or text in enum,
     }
     return [] if readable.get(shape.type_name, True) else [f"{place}: {text!r} is no {shape.type_name} of {shape.name}"]
+
+
+def unmodelled_json(answer: Any, shape: Any, place: str) -> list[str]:
+    """The same of an answer in JSON."""
+    if shape.type_name == "list":
+        return [problem for item in answer for problem in unmodelled_json(item, shape.member, place + "[]")]
+    if shape.type_name == "structure":
+        wrong = [f"{place}: {name} is not in {shape.name}" for name in answer if name not in shape.members]
+        known = [(name, member) for name, member in shape.members.items() if name in answer]
+        return wrong + [
+            problem for name, member in known for problem in unmodelled_json(answer[name], member, f"{place}.{name}")
+        ]
+    enum = getattr(shape, "enum", [])
+    return [f"{place}: {answer!r} is no {shape.name}"] if enum and answer not in enum else []
 
 
 def exercise(cloud: Cloud) -> None:
@@ -140,6 +157,56 @@ def test_the_check_finds_what_is_not_modelled() -> None:
     assert found == [
         ".imagesSet[].imageState: 'ready' is no string of ImageState",
         ".imagesSet[]: <keyId> is not in Image",
+    ]
+
+
+def test_every_answer_about_an_instance_is_modelled(cloud: Cloud) -> None:
+    cloud.image()
+    moments = [
+        Moment(state="pending", instance="initializing", system="initializing", agent=None),
+        Moment(instance="impaired", system="insufficient-data", console="now", kept="first", agent="ConnectionLost"),
+        Moment(state="stopped", instance="not-applicable", system="not-applicable", agent="Inactive"),
+    ]
+    ec2, ssm, states = client(cloud), client(cloud, "ssm"), []
+    with launched() as machines:
+        instance = machines.start(*moments)
+        chosen = {"InstanceIds": [instance.id]}
+        for _moment in moments:
+            [[described]] = [each["Instances"] for each in ec2.describe_instances(**chosen)["Reservations"]]
+            [status] = ec2.describe_instance_status(**chosen, IncludeAllInstances=True)["InstanceStatuses"]
+            consoles = [
+                ec2.get_console_output(InstanceId=instance.id, Latest=latest).get("Output") for latest in (False, True)
+            ]
+            filters = [{"Key": "InstanceIds", "Values": [instance.id]}]
+            agents = ssm.describe_instance_information(Filters=filters)["InstanceInformationList"]
+            pings = [agent["PingStatus"] for agent in agents]
+            states.append((described["State"]["Name"], status["InstanceStatus"]["Status"], consoles, pings))
+        machines.nitro = False
+        assert refused(ec2.get_console_output, InstanceId=instance.id, Latest=True) == "UnsupportedOperation"
+    assert states == [
+        ("pending", "initializing", [None, None], []),
+        ("running", "impaired", ["first", "now"], ["ConnectionLost"]),
+        ("stopped", "not-applicable", [None, None], ["Inactive"]),
+    ]
+    problems, operations = [], set()
+    for call in cloud.calls:
+        if call.status == 200:
+            operations.add(call.action)
+            if call.action in ("DescribeInstanceStatus", "GetConsoleOutput"):
+                shape = EC2.operation_model(call.action).output_shape
+                problems += unmodelled(ElementTree.fromstring(call.body), shape, call.action)
+            elif call.service == "ssm":
+                problems += unmodelled_json(json.loads(call.body), SSM.operation_model(call.action).output_shape, "")
+    assert not problems
+    assert operations >= {"DescribeInstanceStatus", "GetConsoleOutput", "DescribeInstanceInformation"}
+
+
+def test_the_check_of_json_finds_what_is_not_modelled() -> None:
+    shape = SSM.operation_model("DescribeInstanceInformation").output_shape
+    answer = {"InstanceInformationList": [{"PingStatus": "Here", "Agent": "3"}]}
+    assert unmodelled_json(answer, shape, "") == [
+        ".InstanceInformationList[]: Agent is not in InstanceInformation",
+        ".InstanceInformationList[].PingStatus: 'Here' is no PingStatus",
     ]
 
 

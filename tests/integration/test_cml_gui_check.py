@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.goldsmith.images.plugins.module_utils import _https_client
+from ansible_collections.goldsmith.images.plugins.module_utils import _cml_spec, _https_client
 from ansible_collections.goldsmith.images.plugins.module_utils._cml_gui import Check, CmlError, Wanted
 from ansible_collections.goldsmith.images.plugins.module_utils._cml_version import Expectation
 from ansible_collections.goldsmith.images.plugins.module_utils._https_client import Trust, parse_place
@@ -659,13 +659,11 @@ def test_bad_input(run_module, params: dict[str, Any], text: str) -> None:
         result = run_module("cml_gui_check", **params)
         assert result["failed"] and text in result["msg"]
         return
-    from ansible_collections.goldsmith.images.plugins.modules import cml_gui_check
-
     defaults = dict.fromkeys(
         ("port", "expect_version", "fingerprint", "ca_path", "username", "password", "kvm_usable", "browser_path")
     )
     rest = {"level": "ready", "timeout": 15.0, "wait": 0.0, "interval": 5.0, "check_ports": [], "validate_certs": True}
     with pytest.raises(CmlError) as error:
-        cml_gui_check.read_parameters({**defaults, **rest, **params})
+        _cml_spec.read({**defaults, **rest, **params})
     assert text in str(error.value)
     assert "secret-word" not in str(error.value)

@@ -80,10 +80,6 @@ CASES = {
 }
 
 
-#: Their tests run them against a simulated one.
-NEED_A_CLOUD = ("ami_copy_encrypt", "ami_import")
-
-
 def run_elsewhere(name: str) -> bool:
     """Whether a test file of the module's own runs its examples."""
     call = f'section("{name}", "EXAMPLES")'
@@ -91,7 +87,7 @@ def run_elsewhere(name: str) -> bool:
 
 
 def test_no_module_is_forgotten() -> None:
-    forgotten = [name for name in NAMES if name not in (*CASES, *NEED_A_CLOUD) and not run_elsewhere(name)]
+    forgotten = [name for name in NAMES if name not in CASES and not run_elsewhere(name)]
     assert not forgotten, "a case is missing, or a test of their own that runs their examples"
 
 

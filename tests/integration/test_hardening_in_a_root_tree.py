@@ -33,12 +33,11 @@ PACKAGES = (
     "unattended-upgrades",
 )
 PROFILES = ("baseline", "kubernetes_node", "cml_host", "strict")
-ALL_SUITES = ["trixie", pytest.param("bookworm", marks=pytest.mark.slow_matrix)]
 
 _made: dict[str, root_tree.RootTree] = {}
 
 
-@pytest.fixture(params=ALL_SUITES)
+@pytest.fixture(params=root_tree.SUITES)
 def tree(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> root_tree.RootTree:

@@ -16,8 +16,11 @@ pytestmark = pytest.mark.skipif(bool(root_tree.missing()), reason=root_tree.miss
 ROLES = ["goldsmith.images.systemd_networking", "goldsmith.images.cloud_init"]
 
 
-def test_both_roles(tmp_path_factory: pytest.TempPathFactory, ansible_env: dict[str, str], tmp_path: Path) -> None:
-    tree = root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
+@pytest.mark.parametrize("suite", root_tree.SUITES)
+def test_both_roles(
+    tmp_path_factory: pytest.TempPathFactory, ansible_env: dict[str, str], tmp_path: Path, suite: str
+) -> None:
+    tree = root_tree.pristine(tmp_path_factory, suite).copy(tmp_path / "tree")
     settings = {"cloud_init_target": "aws", "cloud_init_network": False, "systemd_networking_dhcp": "ipv4"}
     look = tree.play(ROLES, ansible_env, "--check", **settings)
     assert look.code == 0, look.output

@@ -18,9 +18,11 @@ from ansible_collections.goldsmith.images.tests.support import canaries, root_tr
 pytestmark = pytest.mark.skipif(bool(root_tree.missing()), reason=root_tree.missing())
 
 
-@pytest.fixture
-def tree(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> root_tree.RootTree:
-    return root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
+@pytest.fixture(params=root_tree.SUITES)
+def tree(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> root_tree.RootTree:
+    return root_tree.pristine(tmp_path_factory, request.param).copy(tmp_path / "tree")
 
 
 def test_container_runtime(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
@@ -56,6 +58,35 @@ def test_container_runtime(tree: root_tree.RootTree, ansible_env: dict[str, str]
     too_old = tree.play([role], ansible_env, container_runtime_minimum_version="99.0.0")
     assert too_old.code != 0
     assert "older than 99.0.0" in " ".join(too_old.output.split())
+
+
+@pytest.mark.slow_matrix
+@pytest.mark.parametrize("tree", ["trixie"], indirect=True)
+def test_container_runtime_with_a_newer_containerd(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    """A daemon of the 2.x series reads what the role writes for it: that of Debian's next release."""
+    sources = tree.path / "etc/apt/sources.list"
+    (sources.parent / "sources.list.d/sid.list").write_text(sources.read_text().replace("trixie", "sid"))
+    pin = "Package: *\nPin: release n=sid\nPin-Priority: 100\n"
+    (sources.parent / "preferences.d/sid").write_text(pin)
+    tree.run("apt-get", "update", "--quiet")
+    tree.run("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "containerd/sid", "runc")
+    done = tree.play(["goldsmith.images.container_runtime"], ansible_env)
+    assert done.code == 0, done.output
+    text = tree.run("containerd", "config", "dump")
+    effective = tomllib.loads(text)
+    assert effective["version"] >= 3, text
+    runtime = effective["plugins"]["io.containerd.cri.v1.runtime"]
+    assert runtime["containerd"]["default_runtime_name"] == "runc"
+    assert runtime["containerd"]["runtimes"]["runc"]["options"]["SystemdCgroup"] is True
+    assert runtime["cni"]["bin_dirs"] == ["/opt/cni/bin"]
+    assert runtime["cni"]["conf_dir"] == "/etc/cni/net.d"
+    images = effective["plugins"]["io.containerd.cri.v1.images"]
+    assert images["pinned_images"]["sandbox"] == "registry.k8s.io/pause:3.10.2"
+    assert images["registry"]["config_path"] == "/etc/containerd/certs.d"
+    # Read as it is, not migrated from an older version.
+    written = tomllib.loads((tree.path / "etc/containerd/config.toml").read_text())
+    assert written["version"] == effective["version"]
+    assert tree.play(["goldsmith.images.container_runtime"], ansible_env).recap["changed"] == 0
 
 
 def test_units_are_set_without_a_running_systemd(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:

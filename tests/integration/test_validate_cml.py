@@ -1,7 +1,10 @@
 # Copyright: Contributors to the goldsmith.images project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook validate_cml.yml beside a stand-in of a CML host on its real ports, in a network namespace."""
+"""The playbook validate_cml.yml beside a stand-in of a CML host on its real ports, in a network namespace.
+
+Where an instance of a simulated cloud is looked at too, the stand-in is on other ports: the cloud is outside.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.goldsmith.images.tests.support.cloud import KEYS, Cloud
+from ansible_collections.goldsmith.images.tests.support.cloud_launch import Moment, launched
+from ansible_collections.goldsmith.images.tests.support.cml_controller import serve
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STAND_IN = "ansible_collections.goldsmith.images.tests.support.cml_controller"
@@ -99,6 +105,47 @@ def test_broken_host(
     assert report["ok"] is False
     if scene == "never-ready":
         assert report["never_ready_reason"] == "no_kvm"
+
+
+@pytest.mark.parametrize("console", ["Cloud-init v. 25.1 finished", "runcmd: 3: Syntax error: redirection unexpected"])
+def test_instance_on_ec2(tmp_path: Path, ansible_env: dict[str, str], cloud: Cloud, console: str) -> None:
+    good, report = "finished" in console, tmp_path / "report.json"
+    cloud.image(name="cml")
+    environment = {
+        **ansible_env,
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+        "AWS_ACCESS_KEY_ID": KEYS["access_key"],
+        "AWS_SECRET_ACCESS_KEY": KEYS["secret_key"],
+        "AWS_ENDPOINT_URL": cloud.url,
+        "AWS_REGION": "eu-west-1",
+    }
+    (tmp_path / "site").mkdir()
+    with launched() as machines, serve(tmp_path / "site", str(NGINX)) as site:
+        variables = {
+            "cml_host": site.url(),
+            "cml_ca_path": site.ca_path,
+            "cml_ports": [site.ports["good"]],
+            "cml_instance_id": machines.start(Moment(console=console)).id,
+            "cml_report": str(report),
+            "cml_wait": 600,
+        }
+        if not good:
+            site.controller.stop()
+        command = ["ansible-playbook", str(CHECKOUT / "playbooks/validate_cml.yml"), "-e", json.dumps(variables)]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+        )
+    output, found = " ".join((done.stdout + done.stderr).split()), json.loads(report.read_text())
+    rows = results(found)
+    # Nothing is waited for on a machine that is broken.
+    assert found["ok"] is (done.returncode == 0) is good, output
+    assert list(rows)[1:3] == ["system_status", "instance_status"]
+    assert rows["ssm"] == "pass" and rows["ready"] == ("pass" if good else "skip")
+    assert rows["console" if good else "console shell_syntax"] == ("pass" if good else "fail")
+    assert found["instance"]["ok"] is good
+    if not good:
+        assert f"1 line: {console}; level ready is not reached" in output and "begin it with #!/bin/bash" in output
+        assert found["instance"]["console_tail"] == [console]
 
 
 def test_host_is_required(ansible_env: dict[str, str], tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Every role, in a virtual machine of its own: one test a scenario of molecule/.
+"""Every role, in a virtual machine of its own: one test a scenario of molecule/ and release of Debian.
 
-The scenario `default` makes the warm snapshot first, if there is none yet. The others run side by side
+The scenario `default` makes the warm snapshot of a release first, if there is none yet. The others run side by side
 (MOLECULE_WORKERS, default 2: a machine keeps about one processor busy) and start with the first test.
-MOLECULE_SCENARIOS="hardening cleanup" picks some. Logs stay in .cache/molecule/.
+MOLECULE_SCENARIOS="hardening cleanup" picks some. Logs stay in .cache/molecule/, a folder a release.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import xml.etree.ElementTree as ET
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -33,8 +33,12 @@ LOGS = ROOT / ".cache" / "molecule"
 DEADLINE = 1500
 # The slow ones first, or one of them runs alone at the end.
 SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
-# Only `make test-all` waits for a variant of another one, and for some hundred megabytes of packages.
+# Only `make test-all` waits for a variant of another one, for some hundred megabytes of packages, and for all scenarios
+# on a second base disk.
 MATRIX = ["cml_host", "hardening_lockout", "hardening_strict"]
+RELEASES = ["trixie", "bookworm"]
+# The role's platforms are others.
+NOT_FOR = {"bookworm": ["cml_host"]}
 
 
 def wanted() -> list[str]:
@@ -45,6 +49,11 @@ def wanted() -> list[str]:
     if unknown:
         raise pytest.UsageError(f"MOLECULE_SCENARIOS: no scenario {', '.join(unknown)}; there are {', '.join(known)}")
     return sorted(picked, key=lambda name: SLOW.index(name) if name in SLOW else len(SLOW))
+
+
+class Run(NamedTuple):
+    release: str
+    scenario: str
 
 
 @dataclass(frozen=True)
@@ -58,30 +67,30 @@ class Outcome:
 class Runner:
     """Runs scenarios in the background; whatever still runs when it is closed is ended, machines included."""
 
-    def __init__(self, scenarios: list[str], workers: int) -> None:
-        LOGS.mkdir(parents=True, exist_ok=True)
+    def __init__(self, runs: list[Run], workers: int) -> None:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(workers)
-        self._futures: dict[str, Future[Outcome]] = {}
-        for name in ["default", *scenarios]:
-            self._futures[name] = self._pool.submit(self._run, name)
+        self._futures: dict[Run, Future[Outcome]] = {}
+        for run in dict.fromkeys(each for asked in runs for each in (Run(asked.release, "default"), asked)):
+            self._futures[run] = self._pool.submit(self._run, run)
 
-    def outcome(self, name: str) -> Outcome:
-        return self._futures[name].result()
+    def outcome(self, run: Run) -> Outcome:
+        return self._futures[run].result()
 
     def close(self) -> None:
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, name: str) -> Outcome:
-        if name != "default" and self.outcome("default").code:
-            return self.outcome("default")
+    def _run(self, run: Run) -> Outcome:
+        first = Run(run.release, "default")
+        if run != first and self.outcome(first).code:
+            return self.outcome(first)
         # Short, because it holds sockets, whose paths may have 107 bytes.
         work = Path(tempfile.mkdtemp(prefix="gi-mol-"))
-        log, start = LOGS / f"{name}.log", time.monotonic()
-        logs = LOGS / name
+        logs = LOGS / run.release / run.scenario
+        log, start = logs.with_suffix(".log"), time.monotonic()
         shutil.rmtree(logs, ignore_errors=True)
-        logs.mkdir()
+        logs.mkdir(parents=True)
         path = [str(ROOT / ".venv" / "collections"), os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")]
         env = {
             **os.environ,
@@ -90,6 +99,7 @@ class Runner:
             "ANSIBLE_COLLECTIONS_PATH": ":".join(filter(None, path)),
             "MOLECULE_EPHEMERAL_DIRECTORY": str(work),
             "MOLECULE_LOGS": str(logs),
+            "MOLECULE_RELEASE": run.release,
             # The machine ends with this run of molecule, however that ends.
             "MOLECULE_VM_LIFETIME": "play",
             "PY_COLORS": "0",
@@ -98,9 +108,9 @@ class Runner:
         # For the pytest that checks the machine. The ephemeral directory is no place: Molecule empties it at the end.
         env["PYTEST_ADDOPTS"] = shlex.quote(f"--junit-xml={logs / 'junit.xml'}")
         with log.open("wb") as out:
-            code = self._molecule(["test", "--scenario-name", name], env, out)
+            code = self._molecule(["test", "--scenario-name", run.scenario], env, out)
             if code:
-                self._molecule(["destroy", "--scenario-name", name], env, out, stoppable=False)
+                self._molecule(["destroy", "--scenario-name", run.scenario], env, out, stoppable=False)
         tests = _count(logs / "junit.xml")
         shutil.rmtree(work, ignore_errors=True)
         return Outcome(code, time.monotonic() - start, log, tests)
@@ -147,10 +157,9 @@ def _count(junit: Path) -> int:
 def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     # Only what was selected (-k, node ids) is started, in the order of the tests.
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    here = [item for item in items if item.function is test_scenario]
-    names = [str(item.callspec.params["scenario"]) for item in here]
-    names = [name for name in names if name != "default"]
-    running = Runner(names, int(os.environ.get("MOLECULE_WORKERS", "2")))
+    here = [item.callspec.params for item in items if item.function is test_scenario]
+    runs = [Run(str(params["release"]), str(params["scenario"])) for params in here]
+    running = Runner(runs, int(os.environ.get("MOLECULE_WORKERS", "2")))
     try:
         yield running
     finally:
@@ -158,17 +167,23 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
 
 
 def parameters() -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.slow_matrix if name in MATRIX else ()) for name in wanted()]
+    return [
+        pytest.param(release, name, marks=pytest.mark.slow_matrix if name in MATRIX or release != RELEASES[0] else ())
+        for release in RELEASES
+        for name in ["default", *wanted()]
+        if name not in NOT_FOR.get(release, [])
+    ]
 
 
-@pytest.mark.parametrize("scenario", ["default", *parameters()])
-def test_scenario(scenario: str, runner: Runner) -> None:
-    outcome = runner.outcome(scenario)
-    print(f"{scenario}: {outcome.tests} checks, {outcome.seconds:.0f} s, log {outcome.log}")
+@pytest.mark.parametrize(("release", "scenario"), parameters())
+def test_scenario(release: str, scenario: str, runner: Runner) -> None:
+    outcome = runner.outcome(Run(release, scenario))
+    print(f"{scenario} on {release}: {outcome.tests} checks, {outcome.seconds:.0f} s, log {outcome.log}")
     if outcome.code:
         tail = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:]
         pytest.fail(
-            f"{scenario} failed (exit code {outcome.code}), log {outcome.log}:\n" + "\n".join(tail), pytrace=False
+            f"{scenario} on {release} failed (exit code {outcome.code}), log {outcome.log}:\n" + "\n".join(tail),
+            pytrace=False,
         )
     # Molecule only warns when it finds no test.
     assert outcome.tests > 0 or scenario == "default", f"{scenario}: no check was run, log {outcome.log}"

@@ -1,11 +1,12 @@
 # Copyright: Contributors to the goldsmith.images project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ami_copy_encrypt in a process of its own that can be killed, without starting Python and boto3 anew each time."""
+"""An AWS module in a process of its own that can be killed, without starting Python and boto3 anew each time."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -18,11 +19,12 @@ from typing import Any
 import botocore.exceptions
 from ansible.module_utils import basic
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session
-from ansible_collections.goldsmith.images.plugins.modules import ami_copy_encrypt
 from ansible_collections.goldsmith.images.tests.support.cloud import KEYS, Cloud
 
+PACKAGE = "ansible_collections.goldsmith.images.plugins.modules"
+NAMES = ("ami_copy_encrypt", "ami_prune", "ec2_launch_check")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "boto3", ami_copy_encrypt.__name__, __name__])
+CONTEXT.set_forkserver_preload(["pytest", "boto3", *(f"{PACKAGE}.{name}" for name in NAMES), __name__])
 
 # Read before the processes part: the model of EC2 alone takes half a second.
 for service in ("autoscaling", "ec2", "kms", "ssm", "sts"):
@@ -31,24 +33,28 @@ for service in ("autoscaling", "ec2", "kms", "ssm", "sts"):
             _aws_session.loader().load_service_model(service, kind)
 
 
-def child(arguments: dict[str, Any], output: str) -> None:
+def child(name: str, arguments: dict[str, Any], output: str) -> None:
     """Run the module as Ansible would; its answer goes into a file."""
     handle = os.open(output, os.O_WRONLY)
     os.dup2(handle, 1)
     sys.stdout = os.fdopen(1, "w")
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
+    for variable in [variable for variable in os.environ if variable.startswith("AWS_")]:
+        del os.environ[variable]
     basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode()
     basic._ANSIBLE_PROFILE = "legacy"
-    ami_copy_encrypt.main()
+    importlib.import_module(f"{PACKAGE}.{name}").main()
 
 
 class Module:
-    """Runs the module against a cloud. The journal is the runner's own unless a parameter says otherwise."""
+    """Runs a module against a cloud, with *defaults* for its parameters."""
 
-    def __init__(self, cloud: Cloud, folder: Path) -> None:
+    def __init__(self, cloud: Cloud, folder: Path, name: str = "ami_copy_encrypt", **defaults: Any) -> None:
         self.cloud = cloud
         self.folder = folder
+        self.name = name
+        if name == "ami_copy_encrypt":
+            defaults = {"journal": str(folder / "journal"), "poll": 0.05, **defaults}
+        self.defaults = defaults
         self.process: Any = None
 
     def kill(self) -> None:
@@ -59,9 +65,9 @@ class Module:
         """Start the module and return the file of its answer."""
         handle, output = tempfile.mkstemp(dir=self.folder)
         os.close(handle)
-        defaults = {**KEYS, "endpoint_url": self.cloud.url, "journal": str(self.folder / "journal"), "poll": 0.05}
-        arguments = {**defaults, **params, "_ansible_check_mode": check, "_ansible_remote_tmp": str(self.folder)}
-        self.process = CONTEXT.Process(target=child, args=(arguments, output))
+        own = {"_ansible_check_mode": check, "_ansible_remote_tmp": str(self.folder)}
+        arguments = {**KEYS, "endpoint_url": self.cloud.url, **self.defaults, **params, **own}
+        self.process = CONTEXT.Process(target=child, args=(self.name, arguments, output))
         self.process.start()
         return output
 

@@ -13,11 +13,12 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
+#: Releases for a parametrised fixture.
+SUITES = ["trixie", pytest.param("bookworm", marks=pytest.mark.slow_matrix)]
 PACKAGES = ("ca-certificates", "kmod", "procps", "python3", "python3-apt", "systemd", "systemd-sysv")
 
 # In a private mount namespace, so that nothing stays mounted however the test ends.

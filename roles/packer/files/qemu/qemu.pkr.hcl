@@ -1,4 +1,4 @@
-# Builds a disk image from another one: boots a copy of it in QEMU, runs a playbook in it over SSH, compacts the result.
+# Builds a disk image from another one: boots an overlay of it in QEMU, runs a playbook in it over SSH, compacts the result.
 # By hand: packer build -var-file=VALUES.json THIS_FOLDER
 
 variable "name" {
@@ -13,7 +13,7 @@ variable "output_directory" {
 
 variable "base_disk" {
   type        = string
-  description = "Disk image to start from. It is copied, never written to."
+  description = "Disk image (qcow2) to start from. It is read while the image is built, never written to."
 }
 
 variable "base_disk_checksum" {
@@ -97,7 +97,10 @@ source "qemu" "image" {
   vm_name          = "${var.name}.qcow2"
   output_directory = var.output_directory
 
-  disk_image   = true
+  # The base disk lies below the disk of the machine; the conversion at the end makes one image of both.
+  disk_image       = true
+  use_backing_file = true
+
   iso_url      = var.base_disk
   iso_checksum = var.base_disk_checksum
   disk_size    = var.disk_size
@@ -113,6 +116,9 @@ source "qemu" "image" {
   disk_discard     = "unmap"
   disk_compression = true
   qemu_img_args {
+    # A qcow2 gives back whole clusters only, and those of the result have 64 KiB: what a deleted file had beside others in one of
+    # them would stay. The disk of the machine therefore has the block size of ext4.
+    create  = ["-F", "qcow2", "-o", "cluster_size=4096"]
     convert = ["-m", "8", "-W", "-o", "compression_type=zstd"]
   }
   qemuargs = [

@@ -34,6 +34,20 @@ def test_nothing_reached():
     assert "Connection refused" in rows[0]["detail"]
 
 
+def test_the_instance_comes_first():
+    checks = [
+        {"name": "ssm", "target": "", "status": "pass", "detail": "Online"},
+        {"name": "console", "target": "shell_syntax", "status": "fail", "detail": "redirection unexpected"},
+    ]
+    rows = cml_check_rows(RESULT, "tcp", {"checks": checks})
+    assert [(row["check"], row["result"]) for row in rows] == [
+        ("ssm", "pass"),
+        ("console shell_syntax", "fail"),
+        ("tcp", "fail"),
+    ]
+    assert cml_check_rows(RESULT, "tcp", {"skipped": True}) == cml_check_rows(RESULT, "tcp")
+
+
 @pytest.mark.parametrize(
     ("changes", "result"),
     [
