@@ -81,9 +81,7 @@ def check(
     if done.returncode == 0 and skipped:
         return Verdict(False, skipped[0].strip(), done.returncode, said)
     if done.returncode == 0 and installed < _SAYS_WHAT_IT_SKIPS and not _rejects(_INVALID, folder, tools):
-        return Verdict(
-            False, f"cloud-init {_dotted(installed)} accepts anything: is python3-jsonschema there?", 0, said
-        )
+        return Verdict(False, f"cloud-init {_dotted(installed)} accepts anything: is python3-jsonschema there?", 0, said)
     if done.returncode == 2 and "unrecognized arguments" in said:
         return Verdict(False, f"cloud-init {_dotted(installed)} does not know {' '.join(argv[2:])}", 2, said)
     problems = list(_problems(part, root, said))

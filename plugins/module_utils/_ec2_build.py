@@ -220,7 +220,7 @@ def nested_problem(kind: Instance, settings: t.Mapping[str, t.Any], needed: bool
 def key_arn(ec2: t.Any, account: aws.Account, settings: t.Mapping[str, t.Any]) -> str:
     """Return the ARN of the key for the root volume: the definition's, else the account's default for EBS."""
     try:
-        found = find_key(ec2, account.client("kms"), settings["kms_key_id"], settings["region"], shared=False)
+        found = find_key(ec2, account.client("kms"), settings["kms_key_id"], settings["region"])
     except AmiError as exc:
         raise Ec2BuildError(f"amazon_ebs.kms_key_id: {exc}") from exc
     return str(found["Arn"])
