@@ -314,6 +314,7 @@ def one_block_after_the_other(url: str, disk: Path) -> float:
 
 
 def main() -> None:
+    load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="gi-bench-aws-") as folder, Cloud.running() as cloud, ebs_direct(cloud):
         bench = Bench(cloud, Path(folder))
         for account in (*ACCOUNTS, LOOPS):
@@ -327,10 +328,13 @@ def main() -> None:
                 name: found[name] for name in ("calls", "calls_per_target", "seconds")
             }
         whole, loops = bench.beside_the_loops()
+        load.append(os.getloadavg()[0])
         imported = bench.imported(bench.disk())
     once = whole["describe_images_per_account_and_region"]["shortest_seconds_between_two"] >= 0.9 * POLL
     result = {
         "host": {"cpus": os.cpu_count(), "machine": platform.machine(), "kernel": platform.release()},
+        # Other work on the host makes everything slower but the simulated copies themselves.
+        "load_before_and_after_the_copies": [round(each, 1) for each in load],
         "scale": {"copies_and_polls": SCALE, "slowest_copy_seconds": SLOWEST, "waiter_seconds": WAITER, "poll": POLL},
         "copies": {"regions": len(regions), "accounts": len(ACCOUNTS), "ami_copy_encrypt": whole, "instead": loops},
         "calls_by_targets": growth,

@@ -104,6 +104,25 @@ def test_another_key_makes_another_image(cloud: Cloud, bring: Import):
     assert {image.id for image in cloud.images(HOME, REGION)} == {first["image_id"], second["image_id"]}
 
 
+def test_who_else_may_use_it(cloud: Cloud, bring: Import):
+    first, second = "333333333333", "444444444444"
+    cloud.key(REGION, alias="alias/images")
+    refused = bring(share_with={"accounts": [first]})
+    assert refused["failed"] and "managed by AWS" in refused["msg"]
+    assert not {"StartSnapshot", "RegisterImage"} & {name(call) for call in cloud.calls}
+    made = bring(kms_key_id="alias/images", share_with={"accounts": [first]})
+    [image], [snapshot] = cloud.images(HOME, REGION), cloud.snapshots(HOME, REGION)
+    assert (made["shared_with"], image.launch_permissions) == ([first], [{"UserId": first}])
+    assert snapshot.create_volume_permission_userids == {first}
+    more = {"kms_key_id": "alias/images", "share_with": {"accounts": [second]}}
+    for check, changed in ((True, True), (False, True), (False, False)):
+        again = bring(_check=check, **more)
+        assert (again["changed"], again["outcome"]) == (changed, "unchanged"), again
+        assert again["shared_with"] == ([second] if changed else [])
+        assert len(image.launch_permissions) == (1 if check else 2)
+    assert snapshot.create_volume_permission_userids == {first, second}
+
+
 def test_a_raw_disk_and_the_default_key(cloud: Cloud, bring: Import, raw: Path):
     made = bring(path=str(raw))
     [snapshot] = cloud.snapshots(HOME, REGION)
