@@ -114,7 +114,7 @@ def decide(
     def collect(function: t.Callable[..., t.Any], *args: t.Any) -> t.Any:
         try:
             return function(*args)
-        except (aws.AwsError, AmiError, Ec2BuildError) as exc:
+        except (aws.AwsError, Ec2BuildError) as exc:
             problems.append(str(exc))
             return None
 
@@ -127,7 +127,7 @@ def decide(
     ec2 = ec2_of(settings)
     source = collect(find_source_ami, ec2, settings)
     kind = collect(instance_type, ec2, settings)
-    key = collect(find_key, ec2, account.client("kms"), settings["kms_key_id"], settings["region"], False)
+    key = collect(key_arn, ec2, account, settings)
     settings["ssh_source_cidrs"] = collect(ssh_sources, settings, own_address)
     nested = "whether it can run VMs does not matter"
     if settings["nested_virtualization"] and packer_version < (1, 7):
@@ -144,7 +144,7 @@ def decide(
         problems.append(f"disk_size: the source AMI has {source['size']} GiB, {definition['disk_size']} are too few.")
     if problems:
         raise Ec2BuildError("\n".join(problems))
-    return Decision(settings, source, key["Arn"], nested, imds_in_template=packer_version >= (1, 7))
+    return Decision(settings, source, key, nested, imds_in_template=packer_version >= (1, 7))
 
 
 def find_source_ami(ec2: t.Any, settings: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -215,6 +215,15 @@ def nested_problem(kind: Instance, settings: t.Mapping[str, t.Any], needed: bool
         f"The definition needs_kvm, and the instance of the build could not run VMs: {hint} Or allow it with "
         "-e image_allow_no_kvm=true: nobody has then seen KVM work in it."
     )
+
+
+def key_arn(ec2: t.Any, account: aws.Account, settings: t.Mapping[str, t.Any]) -> str:
+    """Return the ARN of the key for the root volume: the definition's, else the account's default for EBS."""
+    try:
+        found = find_key(ec2, account.client("kms"), settings["kms_key_id"], settings["region"], shared=False)
+    except AmiError as exc:
+        raise Ec2BuildError(f"amazon_ebs.kms_key_id: {exc}") from exc
+    return str(found["Arn"])
 
 
 def ssh_sources(settings: t.Mapping[str, t.Any], own_address: str = OWN_ADDRESS) -> list[str]:

@@ -111,7 +111,7 @@ PROVEN = [
     "the AMI is available, and each of its snapshots is encrypted with the key of the plan: EC2 says so",
 ]
 NOT_PROVEN = [
-    "that an instance of the AMI boots",
+    "that an instance of the AMI boots: goldsmith.images.ec2_launch_check looks at one",
     "that the disk is as the checks of an image want it, without leftovers of the build: they need a disk at hand",
 ]
 

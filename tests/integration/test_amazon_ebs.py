@@ -152,7 +152,7 @@ def test_the_plan_says_what_it_has_decided(cloud: Cloud, source_ami: str, defini
         ({"instance_type": "m5.lrage"}, {}, "amazon_ebs.instance_type: there is no m5.lrage in eu-west-1"),
         ({"instance_type": "t4g.micro"}, {}, "amazon_ebs.instance_type: t4g.micro is arm64, images are x86_64"),
         ({"source_ami": {"owner": HOME, "name": "ubuntu*"}}, {}, f"source_ami: {HOME} has no available x86_64 image"),
-        ({"kms_key_id": "alias/nothing"}, {}, "the key alias/nothing cannot be used"),
+        ({"kms_key_id": "alias/nothing"}, {}, "amazon_ebs.kms_key_id: the key alias/nothing cannot be used"),
         ({}, {"disk_size": "4G"}, "disk_size: the source AMI has 8 GiB, 4G are too few"),
         ({"ssh_interface": "private_ip", "ssh_source_cidrs": []}, {}, "Say who may reach SSH: amazon_ebs."),
     ],

@@ -63,7 +63,7 @@ def test_what_is_proven_and_what_is_not_is_written_down(cloud: Cloud, release, t
     ami = manifest["amis"][REGION]
     assert [(each["kms_key_arn"], each["size"]) for each in ami["snapshots"]] == [(key, 8), (key, 20)]
     assert manifest["verification"]["passed"] is None
-    assert manifest["verification"]["not_proven"][0] == "that an instance of the AMI boots"
+    assert manifest["verification"]["not_proven"][0].startswith("that an instance of the AMI boots")
     assert cloud.images(HOME, REGION)[0].imds_support == "v2.0"
     sums = dict(reversed(line.split("  ")) for line in (output / "SHA256SUMS").read_text().splitlines())
     assert set(sums) == {"manifest.json", "build.log"}
