@@ -110,7 +110,7 @@ def test_collections_that_are_used_are_declared() -> None:
     galaxy = yaml.safe_load((CHECKOUT / "galaxy.yml").read_text(encoding="utf-8"))
     declared = {NAME, "ansible.builtin", *galaxy["dependencies"]}
     used_name = re.compile(
-        r"^\s*(?:- )?(?:ansible_)?(?:(?:connection|become_method): )?([a-z_]+\.[a-z_]+)\.[a-z_]+\b:?", re.M
+        r"^\s*(?:- )?(?:ansible_)?(?:(?:connection|become_method): )?([a-z][a-z_]*\.[a-z_]+)\.[a-z_]+\b:?", re.M
     )
     tasks = [
         *CHECKOUT.glob("playbooks/*.yml"),
