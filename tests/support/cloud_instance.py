@@ -74,7 +74,7 @@ def machine_behind(cloud: Cloud, start: Callable[[str], int]) -> Iterator[thread
         [user_data, *_older] = [
             value
             for asked in reversed(cloud.calls)
-            for name, [value, *_] in asked.params.items()
+            for name, [value, *_others] in asked.params.items()
             if name.endswith("UserData")
         ]
         pid = start(base64.b64decode(user_data).decode())

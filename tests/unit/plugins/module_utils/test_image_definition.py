@@ -24,10 +24,10 @@ def ebs(**settings: object) -> dict:
     return {"amazon_ebs": {**EBS, **settings}}
 
 
-def load(builder: str | None = None, /, **keys: object) -> dict:
+def load(picked: str | None = None, /, **keys: object) -> dict:
     data = {"name": "mine", "base": BASE, "checks": ["base"], **keys}
     known = {"known_roles": ROLES, "known_checks": CHECKS}
-    return load_definition(data, DEFAULTS, source="mine.yml", builder=builder, **known)
+    return load_definition(data, DEFAULTS, source="mine.yml", builder=picked, **known)
 
 
 def test_a_definition_is_completed_from_the_defaults():
