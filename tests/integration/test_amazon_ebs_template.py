@@ -131,7 +131,9 @@ def test_only_what_this_packer_knows_is_staged(
 
 
 @needs_packer
-@pytest.mark.parametrize("spot", [False, True], ids=["on demand", "spot"])
+@pytest.mark.parametrize(
+    "spot", [pytest.param(False, id="on demand"), pytest.param(True, id="spot", marks=pytest.mark.slow_matrix)]
+)
 def test_packer_makes_an_encrypted_ami_and_cleans_up(
     cloud: Cloud, values: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, spot: bool
 ) -> None:
