@@ -17,7 +17,7 @@ FAST := not slow_matrix
 
 .PHONY: help
 help: ## Show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
 	@echo '  IMAGE=cloud_base    the image definition: a name in playbooks/images, or a path'
 	@echo '  ARGS="..."          more arguments for ansible-playbook (image) or pytest (check, test, test-all)'
