@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.goldsmith.images.plugins.module_utils._cml_gui import Check, Wanted
+from ansible_collections.goldsmith.images.plugins.module_utils._https_client import Trust, parse_place
 from ansible_collections.goldsmith.images.tests.support.certificates import Authority, Issued
 
 API = "/api/v0"
@@ -202,6 +204,13 @@ class Site:
 
     def url(self, name: str = "good", host: str = "localhost") -> str:
         return f"{'http' if name.startswith('plain') else 'https'}://{host}:{self.ports[name]}"
+
+    def check(self, name: str = "good", host: str = "localhost", **options: Any) -> dict[str, Any]:
+        """What cml_gui_check finds out about one of the servers, without starting Ansible."""
+        if options.get("level") in ("auth", "health"):
+            options = {"username": USER, "password": PASSWORD, **options}
+        options.setdefault("trust", Trust(ca_path=self.ca_path))
+        return Check(Wanted(parse_place(self.url(name, host)), **options)).run()
 
     @property
     def ca_path(self) -> str:
