@@ -97,7 +97,11 @@ def build(environment: Environment, tmp_path: Path) -> Callable[..., subprocess.
         command = [str(shutil.which("ansible-playbook", path=environment["PATH"])), str(PLAYBOOK), *arguments]
         for value in (f"ansible_python_interpreter={sys.executable}", *values):
             command += ["-e", value]
-        plain = {**environment, "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default"}
+        plain = {
+            **environment,
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+            "ANSIBLE_CALLBACKS_ENABLED": "goldsmith.images.image_summary",
+        }
         return subprocess.run(
             command, cwd=tmp_path, env=plain, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
             stderr=subprocess.STDOUT, timeout=timeout, check=False,
