@@ -55,6 +55,16 @@ def report(tree: root_tree.RootTree) -> dict[str, Any]:
     return json.loads((tree.path / "etc/image-hardening.json").read_text(encoding="utf-8"))
 
 
+def failed_logins(tree: root_tree.RootTree, message: str) -> int:
+    """How many fail2ban would count for what sshd writes to the journal."""
+    mode = re.search(
+        r"^mode = (\w+)$", (tree.path / "etc/fail2ban/jail.d/zz-goldsmith.local").read_text(), re.MULTILINE
+    )
+    assert mode is not None
+    said = tree.run("fail2ban-regex", f"Nov 27 08:51:37 host sshd[633]: {message}", f"sshd[mode={mode[1]}]")
+    return int(re.findall(r"(\d+) matched", said)[-1])
+
+
 def effective_sshd(tree: root_tree.RootTree, user: str = "debian") -> dict[str, str]:
     """As the daemon would run for this user; a tree has no host keys and no /run/sshd."""
     script = """\
@@ -108,6 +118,9 @@ def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile:
     jails = tree.run("fail2ban-client", "-d")
     assert set(re.findall(r"\['start', '(\S+)'\]", jails)) == {"sshd"}, jails
     assert "['add', 'sshd', 'systemd']" in jails
+    # Who polls SSH while a machine boots ends many connections before a login.
+    assert failed_logins(tree, "Connection closed by 192.0.2.7 port 54298 [preauth]") == 0
+    assert failed_logins(tree, "Invalid user admin from 192.0.2.7 port 54298") == 1
 
     assert {"cramfs", "dccp", "usb_storage"} <= blocked(tree)
     assert not {"overlay", "br_netfilter", "vfat", "isofs"} & blocked(tree)
