@@ -120,12 +120,14 @@ class Monitor:
         capability = {"capability": "x-ignore-shared", "state": state}
         await self.execute("migrate-set-capabilities", capabilities=[capability])
 
-    async def _wait_for_migration(self, deadline: float) -> None:
+    async def _wait_for_migration(self, deadline: float, begun: bool = True) -> None:
+        """Wait for its end. Of one that comes in QEMU says nothing before the first bytes are there."""
+        underway = (*MIGRATING, "none") if begun else MIGRATING
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while True:
             found = await self.execute("query-migrate")
-            if found.get("status") not in MIGRATING:
+            if found.get("status", "none") not in underway:
                 break
             if loop.time() > end:
                 raise MonitorError(f"the VM's state is not transferred after {deadline:.0f} s")
@@ -136,7 +138,7 @@ class Monitor:
     async def settle_jobs(self, deadline: float) -> None:
         """Wait for jobs that an interrupted run left behind."""
         with contextlib.suppress(MonitorError):
-            await self._wait_for_migration(deadline)
+            await self._wait_for_migration(deadline, begun=False)
         for job in await self.execute("query-jobs"):
             with contextlib.suppress(MonitorError):
                 await self._wait_for_job(job["id"], deadline)

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -359,6 +360,24 @@ def test_template_that_is_incomplete_begins_nothing(vm, image, tmp_path: Path) -
     vm(state="absent", runtime_dir=clone["runtime_dir"])
     (directory / "memory").unlink()
     assert "found: []" in vm(state="started", _ok=False, **clone)["msg"]
+
+
+def test_template_whose_state_arrives_late(vm, image, tmp_path: Path) -> None:
+    """On a busy host QEMU waits for the first bytes of it, and has no status until then."""
+    directory = Path(vm(state="started", image=image(BUTTON), template=True)["vm"]["runtime_dir"])
+    vm(state="snapshot", snapshot="warm")
+    devices = directory / "devices"
+    state = devices.read_bytes()
+    devices.unlink()
+    os.mkfifo(devices)
+
+    def send() -> None:
+        time.sleep(0.5)
+        devices.write_bytes(state)
+
+    threading.Thread(target=send, daemon=True).start()
+    clone = vm(state="started", runtime_dir=str(tmp_path / "clone"), warm_from=str(directory), snapshot="warm")["vm"]
+    wait_until(lambda: "." in Path(clone["console_log"]).read_text())
 
 
 def test_taken_port_is_an_error_and_free_ones_do_not_collide(vm, image, tmp_path: Path) -> None:
