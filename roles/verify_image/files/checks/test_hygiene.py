@@ -85,11 +85,6 @@ section cores
 find / -xdev -path /usr -prune -o -type f \( -name core -o -name 'core.[0-9]*' \) -size +0 -print 2>/dev/null
 section containers; ls /var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes /var/lib/kubelet/pods /var/lib/etcd \
     2>/dev/null | grep -v ':$' | grep .
-section holders
-ls -l /proc/[0-9]*/fd 2>/dev/null | awk '
-    /^\/proc\// { split($1, part, "/"); pid = part[3] }
-    / -> \/(etc|home|opt|root|srv|usr|var)\/.* \(deleted\)$/ { print pid, $(NF - 1) }' |
-    while read -r pid path; do echo "$(cat "/proc/$pid/comm") $path"; done
 section canary
 if [ -n "$canaries" ]; then
     printf '%s' "$canaries" | base64 --decode >/run/goldsmith-canaries
@@ -241,13 +236,6 @@ def test_switches_of_the_build_are_off(traces: dict[str, str]) -> None:
 def test_no_core_dumps_nor_containers(traces: dict[str, str]) -> None:
     assert traces["cores"] == ""
     assert traces["containers"] == ""
-
-
-def test_no_service_holds_a_file_that_was_removed(traces: dict[str, str], first_boot: bool) -> None:
-    # It would go on writing to it, and what is in it stays on the disk for as long.
-    if first_boot:
-        pytest.skip("only on a machine that was cleaned")
-    assert traces["holders"] == ""
 
 
 def test_secrets_of_the_build_are_nowhere(traces: dict[str, str], expect: dict[str, Any]) -> None:
