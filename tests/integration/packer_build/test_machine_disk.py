@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +116,16 @@ def test_packer_makes_one_image_of_both(tmp_path: Path) -> None:
         "console_log": str(tmp_path / "console.log"),
     }
     (tmp_path / "values.json").write_text(json.dumps(values), encoding="utf-8")
-    built = subprocess.run(
-        ["packer", "build", "-color=false", f"-var-file={tmp_path}/values.json", "template"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # Packer leaves the folder of its seed behind, and wants a short path.
+    with tempfile.TemporaryDirectory(prefix="gi-") as temporary:
+        built = subprocess.run(
+            ["packer", "build", "-color=false", f"-var-file={tmp_path}/values.json", "template"],
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": temporary},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert built.returncode == 0, built.stdout + built.stderr
     found = info(tmp_path / "out/mine.qcow2")
     assert "backing-filename" not in found
