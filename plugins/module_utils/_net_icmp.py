@@ -100,15 +100,16 @@ def echo(family: int, target: SocketAddress, sizes: t.Sequence[int], wait: float
             else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_RECVERR)
         )
         sock.setsockopt(level, discover, PMTUDISC_PROBE)
-        sock.setsockopt(level, errors, 1)
-        tokens = {os.urandom(12): size for size in sizes}
-        sent: dict[int, float] = {}
-        end = Deadline(wait)
         try:
             sock.connect(target)
         except OSError as exc:
             answers.refusal = error_class(exc.errno)
             return answers
+        # Not before: a raw socket without a peer is told of everybody's errors.
+        sock.setsockopt(level, errors, 1)
+        tokens = {os.urandom(12): size for size in sizes}
+        sent: dict[int, float] = {}
+        end = Deadline(wait)
         while len(answers.rtt_ms) < len(sizes) and not answers.refusal and end.remaining() > 0:
             _send_missing(sock, family, tokens, sent, answers)
             again = Deadline(min(RESEND, end.remaining()))
