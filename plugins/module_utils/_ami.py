@@ -11,6 +11,7 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
 
 SOURCE_TAG = "imagefactory:source"  # <region>/<image id> that a copy was made from
@@ -23,6 +24,21 @@ ACCOUNT = re.compile(r"[0-9]{12}")
 
 class AmiError(Exception):
     """What was asked for cannot be done; nothing has been changed."""
+
+
+def conclude(module: AnsibleModule, run: t.Callable[[dict[str, t.Any], bool], dict[str, t.Any]]) -> t.NoReturn:
+    """Call *run* with the parameters and check mode, and end the module: by failing if the result has a `msg`."""
+    if aws.BOTO3_ERROR is not None:
+        module.fail_json(msg=missing_required_lib("boto3"), exception=aws.BOTO3_ERROR)
+    try:
+        result = run(module.params, module.check_mode)
+    except AmiError as error:
+        module.fail_json(msg=str(error), changed=False)
+    for warning in result.pop("warnings"):
+        module.warn(warning)
+    if "msg" in result:
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 @dataclass

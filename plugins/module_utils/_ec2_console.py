@@ -64,8 +64,7 @@ FAULTS = (
     Fault(
         "network_never_up",
         r"No DHCPOFFERS received|Failed to start systemd-networkd-wait-online|Timed? ?out waiting for network|"
-        r"url_helper\.py.*(?:Network is unreachable|timed out)|No instance datasource found|"
-        r"Access the CML UI from https:///",
+        r"No instance datasource found|Access the CML UI from https:///",
         "Look for a configuration that pins the name or the MAC address of the build machine's interface.",
     ),
     Fault("disk_full", r"No space left on device", "The root volume is too small, or its file system did not grow."),

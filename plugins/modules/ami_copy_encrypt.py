@@ -520,10 +520,10 @@ journal:
 
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.goldsmith.images.plugins.module_utils import _ami_run as logic
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
-from ansible_collections.goldsmith.images.plugins.module_utils._ami import AmiError
+from ansible_collections.goldsmith.images.plugins.module_utils._ami import conclude
 
 ENTRANCE = {name: {"type": "str"} for name in ("profile", "role_arn", "external_id")}
 SHARE = {
@@ -596,17 +596,7 @@ def main() -> t.NoReturn:
         required_together=aws.LOGIN_RULES["required_together"],
         supports_check_mode=True,
     )
-    if aws.BOTO3_ERROR is not None:
-        module.fail_json(msg=missing_required_lib("boto3"), exception=aws.BOTO3_ERROR)
-    try:
-        result = logic.run(module.params, module.check_mode)
-    except AmiError as error:
-        module.fail_json(msg=str(error), changed=False)
-    for warning in result.pop("warnings"):
-        module.warn(warning)
-    if "msg" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+    conclude(module, logic.run)
 
 
 if __name__ == "__main__":

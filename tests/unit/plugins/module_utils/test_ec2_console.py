@@ -23,8 +23,7 @@ SEEN = {
     "emergency_mode": "You are in emergency mode. After logging in, type \"journalctl -xb\" to view",
     "shell_syntax": "/var/lib/cloud/instance/scripts/runcmd: 3: Syntax error: redirection unexpected",
     "cloud_init": "[\x1b[0;1;31mFAILED\x1b[0m] Failed to start cloud-final.service - Cloud-init: Final Stage.",
-    "network_never_up": "cloud-init[400]: 2026-11-27 url_helper.py[WARNING]: Calling 'http://169.254.169.254/' failed "
-    "[50/120s]: request error [Network is unreachable]",
+    "network_never_up": "[\x1b[0;1;31mFAILED\x1b[0m] Failed to start systemd-networkd-wait-online.service.",
     "disk_full": "tar: ./usr/lib/x: Cannot write: No space left on device",
     "file_system": "[   12.1] EXT4-fs error (device nvme0n1p1): ext4_lookup:1858: inode #2: comm systemd",
     "out_of_memory": "[  100.1] Out of memory: Killed process 812 (java) total-vm:4194304kB",
@@ -43,6 +42,11 @@ def test_each_fault_is_found_and_its_line_is_readable(fault):
     assert fault.name in found
     assert all(line.isprintable() and line in SEEN[fault.name].replace("\x1b[0;1;31m", "").replace("\x1b[0m", "")
                for line in found[fault.name].lines)  # fmt: skip
+
+
+def test_a_network_that_was_only_late_is_no_fault():
+    late = "url_helper.py[WARNING]: Calling 'http://169.254.169.254/' failed [0/120s]: [Network is unreachable]\r\n"
+    assert scan(late + HEALTHY) == []
 
 
 def test_a_fault_in_a_loop_is_counted_but_not_repeated():
