@@ -7,7 +7,7 @@ Stages: the base disk as it is, with the role, with the role and the Kubernetes 
 strict in a second machine. Every finding that is left has a reason in hardening_findings.yml; one without is an error.
 OpenSCAP's content is Debian 12's, as there is none for 13: its platform check is widened, and nodes have a tailoring
 file. Under emulation a stage takes ten minutes and more. Prints JSON, writes it to output/bench-hardening.json and the
-table into docs/hardening.md.
+table into docs/hardening.md; exit status 1 if a finding has no reason, a proof fails or an index is not reached.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ STAGES: dict[str, tuple[str, list[str], str]] = {
         ["container_runtime", "kubernetes_prerequisites", "hardening"],
         "kubernetes_node",
     ),
-    "strict": ("hardening_strict", ["hardening"], "strict"),
+    "strict": ("hardening_strict", ["container_runtime", "hardening"], "strict"),
 }
+#: Lynis' index to reach in a stage.
+INDEX = {"kubernetes_node": 85, "kubernetes_node with Kubernetes": 85, "strict": 90}
 INSTALL = "apt-get -qq update && apt-get -qq install --no-install-recommends lynis openscap-scanner ssg-debian"
 # DNS is that of the first host that apt asks; unattended-upgrades only says what it would do.
 PROOFS = """\
@@ -203,8 +205,16 @@ def main(arguments: argparse.Namespace) -> None:
         if not finding["reason"]
     ]
     broken = [f"{name}: {key}" for name, found in stages.items() for key, works in found["proofs"].items() if not works]
-    if left or broken:
-        sys.exit(f"bench: findings without a reason: {', '.join(left) or '-'}; broken: {', '.join(broken) or '-'}")
+    missed = [
+        f"{name}: Lynis {found['lynis']['index']}, to reach {INDEX[name]}"
+        for name, found in stages.items()
+        if found["lynis"]["index"] < INDEX.get(name, 0)
+    ]
+    for title, names in (("findings without a reason", left), ("broken", broken), ("missed", missed)):
+        if names:
+            print(f"bench: {title}: {', '.join(names)}", file=sys.stderr)
+    if left or broken or missed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
