@@ -68,9 +68,14 @@ def sshd_settings(key: list[str], *options: str, user: str = "root") -> dict[str
 
 def ports_in_use() -> set[int]:
     """Of a running machine: where sshd, or systemd for it, listens, and what its open connections came in by."""
-    lines = run("ss", "-Htnap")[1].splitlines()
-    found = {re.search(r":(\d+)$", line.split()[3]) for line in lines if '"sshd' in line and len(line.split()) > 3}
     sockets = run("systemctl", "show", "--property=Listen", "ssh.socket")[1] if active("ssh.socket") else ""
+    return ssh_ports(run("ss", "-Htnap")[1], sockets)
+
+
+def ssh_ports(connections: str, sockets: str) -> set[int]:
+    """In what ss and systemctl print."""
+    lines = [line.split() for line in connections.splitlines() if '"sshd' in line]
+    found = {re.search(r":(\d+)$", fields[3]) for fields in lines if len(fields) > 3}
     return {int(match[1]) for match in found if match} | {int(n) for n in re.findall(r":(\d+) \(Stream\)", sockets)}
 
 
