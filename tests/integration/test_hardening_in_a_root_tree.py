@@ -184,6 +184,24 @@ def test_waivers(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     assert not {"sshd:MaxAuthTries", "modules:cramfs", "auditd:sudoers"} & set(found["applied"])
 
 
+def test_tags_pick_an_area_or_leave_one_out(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    banner, sshd = tree.path / "etc/issue.net", tree.path / "etc/ssh/sshd_config.d/00-goldsmith.conf"
+    fail2ban = tree.path / "etc/fail2ban/jail.d/zz-goldsmith.local"
+    alone = tree.play([ROLE], ansible_env, "--tags", "hardening_banner")
+    assert alone.code == 0, alone.output
+    assert "authorized use only" in banner.read_text(encoding="utf-8")
+    assert not sshd.exists()
+    without = tree.play([ROLE], ansible_env, "--skip-tags", "hardening_fail2ban")
+    assert without.code == 0, without.output
+    assert sshd.exists()
+    assert not fail2ban.exists()
+    assert not (tree.path / "etc/image-hardening.json").exists()
+    none = tree.play([ROLE], ansible_env, "--skip-tags", "hardening")
+    assert none.code == 0, none.output
+    # The arguments are checked in any case.
+    assert none.recap["ok"] == 1
+
+
 def test_what_is_asked_for_must_exist(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     unknown = tree.play([ROLE], ansible_env, hardening_waivers=[{"id": "sshd:MaxAuthTrys", "reason": "typo"}])
     assert unknown.code != 0
