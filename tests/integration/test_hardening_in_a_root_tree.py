@@ -268,3 +268,16 @@ ufw status verbose
     assert re.search(r"^8080/tcp +ALLOW IN +192\.0\.2\.0/24", status, re.MULTILINE), status
     assert re.search(r"^9000:9010/udp +ALLOW IN +2001:db8::/32", status, re.MULTILINE), status
     assert re.search(r"^Anywhere on cni\+ +ALLOW IN", status, re.MULTILINE), status
+
+
+def test_no_unit_without_mount_options(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    only = ("--tags", "hardening_mounts")
+    assert tree.play([ROLE], ansible_env, *only).code == 0
+    assert tree.run("systemctl", "is-enabled", "goldsmith-mount-options.service").strip() == "enabled"
+    waivers = [{"id": "mounts:/tmp", "reason": "another unit does it"}]
+    variables: dict[str, Any] = {"hardening_waivers": waivers, "hardening_mounts_options": {"/dev/shm": []}}
+    none = tree.play([ROLE], ansible_env, *only, **variables)
+    assert none.code == 0, none.output
+    assert list((tree.path / "etc/systemd/system").rglob("goldsmith-mount-options.service")) == []
+    again = tree.play([ROLE], ansible_env, *only, **variables)
+    assert again.recap["changed"] == 0, again.output
