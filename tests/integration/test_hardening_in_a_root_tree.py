@@ -257,9 +257,11 @@ def test_ufw_is_only_written(tree: root_tree.RootTree, ansible_env: dict[str, st
     # Started where only this test sees it, ufw understands and loads what was written.
     start = """\
 echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv4/conf/all/log_martians
 init=$(ls /usr/lib/ufw/ufw-init /lib/ufw/ufw-init 2>/dev/null | head -1)
 $init start >&2
 ufw status verbose
+echo "log_martians=$(cat /proc/sys/net/ipv4/conf/all/log_martians)"
 """
     status = in_a_network_of_its_own(tree, start)
     assert "Default: deny (incoming), allow (outgoing), allow (routed)" in status
@@ -268,6 +270,8 @@ ufw status verbose
     assert re.search(r"^8080/tcp +ALLOW IN +192\.0\.2\.0/24", status, re.MULTILINE), status
     assert re.search(r"^9000:9010/udp +ALLOW IN +2001:db8::/32", status, re.MULTILINE), status
     assert re.search(r"^Anywhere on cni\+ +ALLOW IN", status, re.MULTILINE), status
+    # Its own kernel parameters say 0.
+    assert "log_martians=1" in status
 
 
 def test_no_unit_without_mount_options(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
