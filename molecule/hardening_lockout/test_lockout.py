@@ -18,8 +18,10 @@ def test_sshd_has_its_former_settings(host: Host) -> None:
     assert host.service("ssh").is_running
 
 
-def test_the_firewall_is_off(host: Host) -> None:
+def test_the_firewall_is_off_also_at_the_next_boot(host: Host) -> None:
     assert host.run("nft list table inet goldsmith").rc != 0
+    assert host.run("systemctl is-enabled goldsmith-firewall.service").rc != 0
+    assert not host.file("/etc/nftables.d/goldsmith.nft").exists
 
 
 def test_a_new_login_works() -> None:

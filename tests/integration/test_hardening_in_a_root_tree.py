@@ -274,6 +274,30 @@ echo "log_martians=$(cat /proc/sys/net/ipv4/conf/all/log_martians)"
     assert "log_martians=1" in status
 
 
+def test_the_other_firewall_goes(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    only = ("--tags", "hardening_firewall")
+    rules, unit = tree.path / "etc/nftables.d/goldsmith.nft", "goldsmith-firewall.service"
+    # Somebody's own ufw is none of the role's business.
+    (tree.path / "etc/ufw/ufw.conf").write_text("ENABLED=yes\n")
+    assert tree.play([ROLE], ansible_env, *only).code == 0
+    assert tree.run("systemctl", "is-enabled", unit, "ufw.service").split() == ["enabled", "enabled"]
+
+    ufw = tree.play([ROLE], ansible_env, *only, hardening_firewall="ufw")
+    assert ufw.code == 0, ufw.output
+    assert not rules.exists()
+    assert list((tree.path / "etc/systemd/system").rglob(unit)) == []
+    assert tree.run("systemctl", "is-enabled", "ufw.service").strip() == "enabled"
+
+    nftables = tree.play([ROLE], ansible_env, *only)
+    assert nftables.code == 0, nftables.output
+    assert rules.exists()
+    assert tree.run("systemctl", "is-enabled", unit).strip() == "enabled"
+    assert tree.run("systemctl", "is-enabled", "ufw.service", check=False).strip() == "disabled"
+    assert "ENABLED=no" in (tree.path / "etc/ufw/ufw.conf").read_text(encoding="utf-8")
+    again = tree.play([ROLE], ansible_env, *only)
+    assert again.recap["changed"] == 0, again.output
+
+
 def test_no_unit_without_mount_options(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     only = ("--tags", "hardening_mounts")
     assert tree.play([ROLE], ansible_env, *only).code == 0
@@ -285,3 +309,16 @@ def test_no_unit_without_mount_options(tree: root_tree.RootTree, ansible_env: di
     assert list((tree.path / "etc/systemd/system").rglob("goldsmith-mount-options.service")) == []
     again = tree.play([ROLE], ansible_env, *only, **variables)
     assert again.recap["changed"] == 0, again.output
+
+
+def test_a_failed_start_is_taken_back(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    dropin = tree.path / "etc/ssh/sshd_config.d/00-goldsmith.conf"
+    dropin.write_text("X11Forwarding no\n")
+    tree.run("systemctl", "mask", "fail2ban.service")
+    played = tree.play([ROLE], ansible_env, "--skip-tags", "hardening_auditd")
+    assert played.code != 0
+    said = "sshd has its former settings back, and the firewall is off, also at the next boot."
+    assert said in flat(played.output)
+    assert dropin.read_text() == "X11Forwarding no\n"
+    assert not (tree.path / "etc/nftables.d/goldsmith.nft").exists()
+    assert list((tree.path / "etc/systemd/system").rglob("goldsmith-firewall.service")) == []

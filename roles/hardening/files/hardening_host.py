@@ -26,6 +26,11 @@ SSHD = "/usr/sbin/sshd"
 CLIENT = "host=client.example,addr=192.0.2.1"
 #: Where sysctl.d is read, the first folder that has a name wins; all names are then applied in their order.
 SYSCTL_FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
+#: What is in a file while the role's firewall of this kind is set up.
+FIREWALLS = {
+    "nftables": ("/etc/nftables.d/goldsmith.nft", r"table inet goldsmith"),
+    "ufw": ("/etc/ufw/ufw.conf", r"\(goldsmith\.images\.hardening\)(?s:.*)^ENABLED=yes$"),
+}
 #: Seconds that fail2ban has to start its jails.
 PATIENCE = 90.0
 
@@ -102,6 +107,12 @@ def sysctl_values(paths: list[Path]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def firewalls() -> list[str]:
+    """Those that this role has set up, and not anybody else."""
+    found = {name: (Path(path), mark) for name, (path, mark) in FIREWALLS.items() if os.path.exists(path)}
+    return [name for name, (path, mark) in found.items() if re.search(mark, path.read_text("utf-8"), re.MULTILINE)]
+
+
 def look(want: dict[str, Any]) -> dict[str, Any]:
     dropin = Path(want["sshd_path"])
     ports: set[int] = set()
@@ -121,6 +132,7 @@ def look(want: dict[str, Any]) -> dict[str, Any]:
         "login_user": "" if want["offline"] else user,
         "login_defs": login_defs.read_text(encoding="utf-8") if login_defs.exists() else "",
         "snapd": os.path.exists("/usr/lib/snapd/snapd"),
+        "firewalls": firewalls(),
         "forwarding": any(values.get(name, ("0", ""))[0] == "1" for name in routes),
     }
 
