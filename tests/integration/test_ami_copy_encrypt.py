@@ -11,61 +11,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils._ami import KEY_TAG, SOURCE_TAG
-from ansible_collections.goldsmith.images.tests.support import documented
+from ansible_collections.goldsmith.images.tests.support.ami_copy import (
+    FRIEND,
+    OTHER,
+    ROLE,
+    changes,
+    client,
+    keys,
+    only,
+    run,
+    source,
+)
 from ansible_collections.goldsmith.images.tests.support.ami_module import Module
-from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Cloud, ec2_backends, kms_backends
+from ansible_collections.goldsmith.images.tests.support.cloud import HOME, Cloud, ec2_backends, kms_backends
 
-OTHER = "222222222222"
-FRIEND = "333333333333"
-ROLE = f"arn:aws:iam::{OTHER}:role/copier"
 ORGANISATION = "arn:aws:organizations::123456789012:organization/o-a1b2c3d4e5"
 UNIT = "arn:aws:organizations::123456789012:ou/o-a1b2c3d4e5/ou-ab12-abcdefgh"
-READS = ("Describe", "Get", "AssumeRole")
 
 
 @pytest.fixture
 def module(cloud: Cloud, tmp_path: Path) -> Module:
     return Module(cloud, tmp_path)
-
-
-def run(module: Module, check: bool = False, **params: Any) -> dict[str, Any]:
-    result = module(check=check, **params)
-    assert result is not None
-    documented.check_returned("ami_copy_encrypt", result)
-    return result
-
-
-def changes(cloud: Cloud) -> list[str]:
-    return [call.action for call in cloud.calls if not call.action.startswith(READS)]
-
-
-def source(cloud: Cloud, **attributes: Any) -> dict[str, str]:
-    return {"image_id": cloud.image(**attributes), "region": "eu-west-1"}
-
-
-def client(cloud: Cloud, service: str, region: str = "eu-west-1") -> Any:
-    return boto3.client(
-        service,
-        region_name=region,
-        endpoint_url=cloud.url,
-        aws_access_key_id=KEYS["access_key"],
-        aws_secret_access_key=KEYS["secret_key"],
-    )
-
-
-def keys(cloud: Cloud, *regions: str, accounts: tuple[str, ...] = (HOME,)) -> dict[str, str]:
-    for account in accounts:
-        for region in regions:
-            cloud.key(region, account, "alias/images")
-    return dict.fromkeys(regions, "alias/images")
-
-
-def only(items: list[Any]) -> Any:
-    assert len(items) == 1, items
-    return items[0]
 
 
 # ------------------------------------------------------------------------------------------------------ copies
