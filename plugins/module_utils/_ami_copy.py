@@ -28,7 +28,8 @@ from ansible_collections.goldsmith.images.plugins.module_utils._ami import (
 from ansible_collections.goldsmith.images.plugins.module_utils._ami_journal import Journal
 from ansible_collections.goldsmith.images.plugins.module_utils._ami_targets import Request, Target
 
-# How long a new image may be invisible to DescribeImages: what has been created is not known everywhere at once.
+# How long a new image may be invisible to DescribeImages, and a new permission to CopyImage: what has been changed is
+# not known everywhere at once.
 INVISIBLE_SECONDS = 300.0
 LONGEST_POLL = 6  # times the shortest
 
@@ -267,8 +268,10 @@ class Engine:
             "SnapshotCopyCompletionDurationMinutes": params["completion_minutes"],
         }
         wanted.update({name: value for name, value in optional.items() if value is not None})
-        # One token for each attempt: with the token of a copy that failed EC2 would return that copy again.
-        attempt = f"{self.source.mark}/{fingerprint(copy)}/{len(copy.dead)}"
+        # One token for each attempt: with the token of a copy that failed EC2 would return that copy again, and with
+        # that of a request that was refused it would refuse what has been put right since.
+        refused = self.journal.of("refused", fingerprint=fingerprint(copy))
+        attempt = f"{self.source.mark}/{fingerprint(copy)}/{len(copy.dead) + len(refused)}"
         wanted["ClientToken"] = hashlib.sha256(attempt.encode()).hexdigest()
         asked = self.journal.of("copy", token=wanted["ClientToken"])
         if asked:  # a run was killed in this call: the same token needs the same parameters; tags are put right later
@@ -278,7 +281,11 @@ class Engine:
         try:
             image_id = aws.call(target.client("ec2").copy_image, **wanted)["ImageId"]
         except aws.AwsError as exc:
-            if not exc.busy:
+            unseen = exc.code == "InvalidAMIID.NotFound" or "permission to access the storage" in exc.message
+            busy = exc.busy or (unseen and self._let_in_lately(target.account_id))
+            if exc.refused and not busy:
+                self.journal.note("refused", target=target.place, fingerprint=fingerprint(copy), **exc.report())
+            if not busy:
                 raise
             copy.pause = min(max(copy.pause * 2, self.request.params["poll"]), 60)
             copy.not_before = time.monotonic() + copy.pause * random.uniform(0.5, 1)
@@ -290,6 +297,11 @@ class Engine:
         self.journal.note("copied", target=target.place, fingerprint=fingerprint(copy), image_id=image_id)
         copy.image_id, copy.image, copy.seen, copy.made = image_id, None, False, True
         copy.action, copy.started = "create", time.monotonic()
+
+    def _let_in_lately(self, account: str | None) -> bool:
+        """Return whether an account got its permission on the source so lately that it may not hold everywhere yet."""
+        since = time.time() - INVISIBLE_SECONDS
+        return any(entry["time"] > since and account in entry["accounts"] for entry in self.journal.of("share"))
 
     def _poll(self) -> None:
         """Ask once for each account and region, for all of its images."""

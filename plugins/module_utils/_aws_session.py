@@ -64,16 +64,24 @@ LOGIN_RULES: dict[str, t.Any] = {
 class AwsError(Exception):
     """A call that AWS refused, or that did not reach it. *code* is AWS's own, or the name of botocore's error."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, status: int = 0) -> None:
         super().__init__(f"{code}: {message}" if code else message)
         self.code = code
         self.message = message
+        self.status = status  # of HTTP; 0 without an answer
 
     @property
     def busy(self) -> bool:
         """Return whether the same call succeeds when other work has ended."""
         in_progress = self.code.endswith("LimitExceeded") and "in progress" in self.message
         return self.code in BUSY_CODES or in_progress
+
+    @property
+    def refused(self) -> bool:
+        """Return whether the call had no effect, and has none however often it is repeated."""
+        throttled = "Throttl" in self.code or self.code.startswith("RequestLimitExceeded")
+        definite = 400 <= self.status < 500 or self.code == "ParamValidationError"
+        return definite and not throttled and not self.busy
 
     def report(self) -> dict[str, str]:
         """Return what a module's result says of it."""
@@ -119,7 +127,7 @@ def explain(error: Exception) -> AwsError:
         message = str(details["Error"].get("Message") or error)
         if "Encoded authorization failure message" in message:
             message += " (aws sts decode-authorization-message tells which policy)"
-        return AwsError(code, message)
+        return AwsError(code, message, details.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return AwsError(type(error).__name__, str(error))
 
 

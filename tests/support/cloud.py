@@ -71,7 +71,9 @@ class Cloud:
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # StateReason of the next copies there
     throttle: Counter[str] = field(default_factory=Counter)  # action -> how many calls are refused
     refuse: dict[tuple[str, str], str] = field(default_factory=dict)  # (account, action) -> the error's code
-    deletions: dict[str, str] = field(default_factory=dict)  # snapshot -> ReturnCode instead of deleting it
+    # snapshot -> ReturnCode instead of deleting it with its image; None: the answer does not name it
+    deletions: dict[str, str | None] = field(default_factory=dict)
+    late_permissions: int = 0  # how many CopyImage of other accounts do not know yet that they may
     before: Callable[[Call], bool | None] = lambda call: None  # true: the request is lost on its way
     after: Callable[[Call], None] = lambda call: None  # the answer is known and not sent yet
     calls: list[Call] = field(default_factory=list)
@@ -229,10 +231,14 @@ class Cloud:
                 raise EC2ClientError("IdempotentParameterMismatch", "The token was used with other parameters.")
             return {"ImageId": image_id}
         source = find_image(get("SourceImageId"), get("SourceRegion"), account)
+        if source.owner_id != account and self.late_permissions > 0:
+            self.late_permissions -= 1
+            # The image is seen before its snapshots.
+            raise no_storage(source.id) if self.late_permissions == 0 else no_image(source.id)
         key, wanted = get("KmsKeyId"), get("Encrypted", False)
         if key and not wanted:
             raise EC2ClientError("InvalidParameterDependency", "The parameter KmsKeyId requires Encrypted to be set.")
-        if not wanted and any(snapshot.encrypted for snapshot in source.devices):
+        if not wanted and (backend.ebs_encryption_by_default or any(each.encrypted for each in source.devices)):
             key = "alias/aws/ebs"
         pending = sum(len(image.devices) for image in backend.amis.values() if image.state == "pending")
         if pending + len(source.devices) > self.limit:
@@ -291,7 +297,8 @@ class Cloud:
             code = self.deletions.get(snapshot.id, "skipped" if snapshot.id in kept else "success")
             if code == "success":
                 backend.snapshots.pop(snapshot.id, None)
-            results.append({"SnapshotId": snapshot.id, "ReturnCode": code})
+            if code is not None:
+                results.append({"SnapshotId": snapshot.id, "ReturnCode": code})
         return {"Return": True, "DeleteSnapshotResults": results}
 
     def _disable_image(self, response: Any, backend: Any, get: Callable[..., Any]) -> Any:
@@ -446,10 +453,20 @@ def find_image(image_id: str, region: str, account: str) -> Any:
             for snapshot in image.devices:
                 users, groups = snapshot.create_volume_permission_userids, snapshot.create_volume_permission_groups
                 if account not in users and "all" not in groups:
-                    message = f"You do not have permission to access the storage of this ami {image_id}"
-                    raise EC2ClientError("InvalidRequest", message)
+                    raise no_storage(image_id)
             return image
-    raise EC2ClientError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
+    raise no_image(image_id)
+
+
+def no_image(image_id: str) -> EC2ClientError:
+    """The error of who does not know an image."""
+    return EC2ClientError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
+
+
+def no_storage(image_id: str) -> EC2ClientError:
+    """The error of who may use an image and not its snapshots."""
+    message = f"You do not have permission to access the storage of this ami {image_id}"
+    return EC2ClientError("InvalidRequest", message)
 
 
 def resolve(key: str, account: str, region: str) -> tuple[str | None, str | None]:
