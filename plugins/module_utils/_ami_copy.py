@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _ami_finish as finish
+from ansible_collections.goldsmith.images.plugins.module_utils import _ami_retire as retire
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
 from ansible_collections.goldsmith.images.plugins.module_utils._ami import (
     FAILED_STATES,
@@ -42,7 +43,7 @@ class Copy:
     action: str = "create"  # create, adopt or unchanged before the run; created, ... after it
     image_id: str | None = None
     image: dict[str, t.Any] | None = None
-    failed: list[str] = field(default_factory=list)  # images of earlier attempts that are still there
+    failed: list[dict[str, t.Any]] = field(default_factory=list)  # images of earlier attempts that are still there
     dead: set[str] = field(default_factory=set)  # images that the attempts so far led to, and that will not do
     retries: int = 0
     started: float = 0.0
@@ -109,13 +110,19 @@ def _look(request: Request, source: Source, journal: Journal, copy: Copy, client
     except aws.AwsError as exc:
         copy.fail(exc.report())
         return
+    usable = [image["ImageId"] for image, _snapshots in good]
+    # Besides those that failed: what an earlier run found to be wrong and could not remove.
+    doomed = {entry["image_id"] for entry in journal.of("remove", fingerprint=fingerprint(copy))}.difference(usable)
     copy.failed = [
-        image["ImageId"] for image in mine if image["State"] in FAILED_STATES and SOURCE_TAG in tags_of(image)
+        image
+        for image in mine
+        if (image["State"] in FAILED_STATES and SOURCE_TAG in tags_of(image))
+        or (image["State"] == "available" and image["ImageId"] in doomed)
     ]
     key = target.key_arn or ""
     pending = [i for i in mine if i["State"] == "pending" and tags_of(i).get(KEY_TAG, key) == key]
     if len(good) > 1:
-        newest, *others = [image["ImageId"] for image, _snapshots in good]
+        newest, *others = usable
         request.warnings.append(
             f"{target.place}: there are {len(good)} such copies of {source.image_id}; {newest} is taken, the newest,"
             f" and {', '.join(others)} stay"
@@ -131,7 +138,7 @@ def _look(request: Request, source: Source, journal: Journal, copy: Copy, client
 
 def _remember(copy: Copy, journal: Journal, there: set[str]) -> None:
     """Take up what an earlier run started and DescribeImages does not show as usable."""
-    copy.dead = set(copy.failed)
+    copy.dead = {image["ImageId"] for image in copy.failed}
     for entry in journal.of("copied", fingerprint=fingerprint(copy)):
         if time.time() - entry["time"] < INVISIBLE_SECONDS and entry["image_id"] not in there | _removed(journal):
             copy.action, copy.image_id = "adopt", entry["image_id"]
@@ -236,15 +243,22 @@ class Engine:
             self._remove(copy, copy.failed[-1], "the copy failed")
             copy.failed.pop()
 
-    def _remove(self, copy: Copy, image_id: str, why: str) -> None:
+    def _remove(self, copy: Copy, image: dict[str, t.Any], why: str) -> None:
+        """Deregister an image of ours, with its snapshots. AwsError: it, or some of them, are still there."""
+        image_id = image["ImageId"]
         self.journal.note("remove", fingerprint=fingerprint(copy), image_id=image_id, why=why)
-        client = copy.target.client("ec2")
+        results: list[tuple[str, str]] = []
         try:
-            aws.call(client.deregister_image, ImageId=image_id, DeleteAssociatedSnapshots=True)
+            results = retire.deregister(copy.target.client("ec2"), image, delete=True)
         except aws.AwsError as exc:
             if exc.code not in ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"):
                 raise
         self.changed = True
+        if image_id == copy.image_id:
+            copy.image = {**image, "State": "deregistered"}
+        problem = retire.left(image_id, results)
+        if problem:
+            raise aws.AwsError("SnapshotsLeft", problem)
 
     def _start(self, copy: Copy) -> None:
         target, params = copy.target, self.request.params
@@ -330,6 +344,7 @@ class Engine:
             copy.image = found.get(copy.image_id or "")
             copy.seen = copy.seen or copy.image is not None
             if copy.image is None and (copy.seen or time.monotonic() - copy.started > INVISIBLE_SECONDS):
+                copy.image = {"ImageId": copy.image_id, "State": "deregistered"}
                 gone = {"code": "Gone", "message": f"{copy.image_id} was deregistered while it was copied"}
                 self._again(copy, gone, remove=False)
             elif copy.image is not None and copy.image["State"] not in ("available", "pending", "transient"):
@@ -345,9 +360,9 @@ class Engine:
             return
         copy.retries -= 1
         image_id = copy.image_id or ""
-        if remove and (copy.made or SOURCE_TAG in tags_of(copy.image or {})):
+        if remove and copy.image is not None and (copy.made or SOURCE_TAG in tags_of(copy.image)):
             try:
-                self._remove(copy, image_id, error["message"])
+                self._remove(copy, copy.image, error["message"])
             except aws.AwsError as exc:
                 copy.fail(exc.report())
                 return
@@ -365,12 +380,19 @@ class Engine:
         copy.duration = time.monotonic() - copy.started if copy.action != "unchanged" else 0.0
         snapshots = copy.finished.snapshots or describe_snapshots(client, copy.image)
         wrong = finish.mismatch(snapshots, self.request.params["encrypted"], target.key_arn)
-        if wrong and not copy.made:  # somebody else's copy of the same image, which is not the one we want
+        marks = tags_of(copy.image)
+        ours = copy.made or (marks.get(SOURCE_TAG), marks.get(KEY_TAG)) == (self.source.mark, target.key_arn)
+        if wrong and not ours:  # somebody else's copy of the same image, which is not the one we want
             copy.image_id, copy.image, copy.action = None, None, "create"
             return
         copy.finished.snapshots = snapshots
         if wrong:
-            copy.fail({"code": "NotVerified", "message": f"{copy.image_id}: {wrong}"})
+            end = "it has been removed"
+            try:
+                self._remove(copy, copy.image, wrong)
+            except aws.AwsError as exc:
+                end = f"it could not be removed: {exc}"
+            copy.fail({"code": "NotVerified", "message": f"{copy.image_id}: {wrong}; {end}"})
             return
         copy.finished.verified = True
         known = {"fingerprint": fingerprint(copy), "image_id": copy.image_id}
@@ -387,8 +409,8 @@ class Engine:
 
         def undo(copy: Copy) -> None:
             if copy.made and copy.image_id:
-                self._remove(copy, copy.image_id, "on_failure=rollback")
-                copy.finished.verified, copy.image = False, None
+                self._remove(copy, copy.image or {"ImageId": copy.image_id}, "on_failure=rollback")
+                copy.finished.verified = False
                 copy.action = "rolled_back" if copy.error is None else "failed"
 
         self._each(undo, self.copies)

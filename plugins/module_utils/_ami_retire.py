@@ -130,9 +130,9 @@ class Retirement:
             self.journal.note("snapshot", id=snapshot, result=result)
         self.report["snapshots"] = [{"id": snapshot, "result": result} for snapshot, result in results]
         self.report["result"] = "deregistered"
-        bad = [f"{snapshot} ({result})" for snapshot, result in results if result not in (*GOOD, "kept")]
-        if bad:
-            self.error = f"{image_id} is deregistered, but these of its snapshots are left: {', '.join(bad)}; run again"
+        problem = left(image_id, results)
+        if problem:
+            self.error = f"{problem}; run again"
 
 
 def soon() -> datetime:
@@ -146,7 +146,17 @@ def deregister(client: t.Any, image: t.Mapping[str, t.Any], delete: bool) -> lis
     answer = aws.call(client.deregister_image, ImageId=image["ImageId"], **asked)
     if not delete:
         return [(snapshot, "kept") for snapshot in snapshot_ids(image)]
-    return [(result["SnapshotId"], result["ReturnCode"]) for result in answer.get("DeleteSnapshotResults", [])]
+    results = {result["SnapshotId"]: result["ReturnCode"] for result in answer.get("DeleteSnapshotResults", [])}
+    for snapshot in snapshot_ids(image):
+        if snapshot not in results:  # an answer that does not name it does not say that it is gone
+            results[snapshot] = delete_snapshot(client, snapshot)
+    return list(results.items())
+
+
+def left(image_id: str, results: t.Iterable[tuple[str, str]]) -> str | None:
+    """Say which snapshots of an image that is deregistered should be gone and are not."""
+    bad = [f"{snapshot} ({result})" for snapshot, result in results if result not in (*GOOD, "kept")]
+    return f"{image_id} is deregistered, but these of its snapshots are left: {', '.join(bad)}" if bad else None
 
 
 def delete_snapshot(client: t.Any, snapshot_id: str) -> str:

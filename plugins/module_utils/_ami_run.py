@@ -42,7 +42,10 @@ def run(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
             copies = copying.look(request, source, journal, pool)
             needed = [copy for copy in copies if copy.waiting]
             targets.check_source(request, source, bool(needed))
-            others = {copy.target.account_id or "" for copy in needed} - {(source.image or {}).get("OwnerId")}
+            targets.check_plain(request, [copy.target for copy in needed], pool)
+            # One that is taken up may prove wrong, and is made anew then.
+            begun = [copy for copy in copies if copy.action in ("create", "adopt")]
+            others = {copy.target.account_id or "" for copy in begun} - {(source.image or {}).get("OwnerId")}
             if params["temporary_share"]:
                 sharing.refuse_unsharable(source, others)
             run_ = _Run(params, request, source, journal, copies, pool)

@@ -275,6 +275,26 @@ def _find_key(target: Target, ec2: t.Any, kms: t.Any) -> str | None:
     return None
 
 
+def check_plain(request: Request, targets: list[Target], pool: Executor) -> None:
+    """Refuse encrypted=false where the account encrypts every new copy, whatever is asked for."""
+    if request.params["encrypted"]:
+        return
+
+    def problem(job: tuple[Target, t.Any]) -> str | None:
+        target, client = job
+        try:
+            if not aws.call(client.get_ebs_encryption_by_default)["EbsEncryptionByDefault"]:
+                return None
+        except aws.AwsError as exc:
+            request.warnings.append(f"{target.place}: nobody knows whether EBS encrypts by default there: {exc}")
+            return None
+        return f"{target.place}: encrypted=false, but EBS encryption by default is on there, so no copy stays plain"
+
+    problems = [found for found in pool.map(problem, [(target, target.client("ec2")) for target in targets]) if found]
+    if problems:
+        raise AmiError("; ".join(problems))
+
+
 def check_source(request: Request, source: Source, needed: bool) -> None:
     """Refuse what the source does not allow; *needed* says whether a copy is to be made."""
     image, after = source.image, request.params["source_after"]

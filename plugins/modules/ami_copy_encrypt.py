@@ -135,7 +135,8 @@ options:
         description: The external id that the role asks for.
         type: str
   encrypted:
-    description: Whether the copies are encrypted.
+    description:
+      - Whether the copies are encrypted. Where an account's EBS encryption by default is on, EC2 makes no plain ones.
     type: bool
     default: true
   kms_key_ids:
@@ -362,7 +363,7 @@ copies:
       type: str
       sample: golden
     state:
-      description: Its state in EC2's words.
+      description: Its state in EC2's words; V(deregistered) if it was removed.
       returned: always, null if there is no copy
       type: str
       sample: available
@@ -431,7 +432,7 @@ copies:
       type: dict
       contains:
         code:
-          description: AWS's code; V(Gone) and V(NotVerified) are this module's.
+          description: AWS's code; V(Gone), V(NotVerified) and V(SnapshotsLeft) are this module's.
           returned: always
           type: str
           sample: AccessDenied

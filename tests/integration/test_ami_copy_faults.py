@@ -13,6 +13,7 @@ from ansible_collections.goldsmith.images.tests.support.ami_copy import (
     OTHER,
     ROLE,
     changes,
+    client,
     only,
     run,
     source,
@@ -76,6 +77,65 @@ def test_permissions_that_are_old_are_not_waited_for(cloud: Cloud, module: Modul
 
 
 # -------------------------------------------------------------------------------------------------------------- wrong
+def test_encrypted_false_is_refused_where_ebs_encrypts_by_default(cloud: Cloud, module: Module) -> None:
+    client(cloud, "ec2", "us-east-1").enable_ebs_encryption_by_default()
+    cloud.calls.clear()
+    result = module(source=source(cloud), regions=["us-east-1"], encrypted=False)
+    assert result is not None and result["failed"]
+    assert f"{HOME}/us-east-1: encrypted=false, but EBS encryption by default is on" in result["msg"]
+    assert changes(cloud) == []
+
+
+def test_copy_that_is_not_what_was_asked_for_is_removed(cloud: Cloud, module: Module) -> None:
+    client(cloud, "ec2", "us-east-1").enable_ebs_encryption_by_default()
+    cloud.refuse[HOME, "GetEbsEncryptionByDefault"] = "UnauthorizedOperation"
+    params = {"source": source(cloud), "regions": ["us-east-1"], "encrypted": False}
+    for _run in range(2):
+        result = run(module, **params)
+        copy = only(result["copies"])
+        assert result["failed"] and result["changed"]
+        assert (copy["error"]["code"], copy["state"]) == ("NotVerified", "deregistered")
+        assert "is encrypted (EBS encryption by default is on?); it has been removed" in copy["error"]["message"]
+        assert "UnauthorizedOperation" in only(result["warnings"])
+        assert cloud.images(HOME, "us-east-1") == cloud.snapshots(HOME, "us-east-1") == []
+
+
+def test_wrong_copy_that_could_not_be_removed_is_removed_by_the_next_run(cloud: Cloud, module: Module) -> None:
+    far = client(cloud, "ec2", "us-east-1")
+    far.enable_ebs_encryption_by_default()
+    cloud.refuse.update(
+        {(HOME, "GetEbsEncryptionByDefault"): "UnauthorizedOperation", (HOME, "DeregisterImage"): "Unauthorized"}
+    )
+    params = {"source": source(cloud), "regions": ["us-east-1"], "encrypted": False}
+    assert "it could not be removed: Unauthorized" in run(module, **params)["msg"]
+    wrong = only(cloud.images(HOME, "us-east-1")).id
+    cloud.refuse.clear()
+    far.disable_ebs_encryption_by_default()
+    result = run(module, **params)
+    assert not result["failed"], result["msg"]
+    assert only(cloud.images(HOME, "us-east-1")).id == only(result["copies"])["image_id"] != wrong
+    assert cloud.orphans(HOME, "us-east-1") == []
+
+
+def test_other_account_can_copy_when_what_was_adopted_proves_wrong(cloud: Cloud, module: Module) -> None:
+    where, key, other = source(cloud), cloud.key("us-east-1", OTHER), cloud.key("us-east-1", OTHER)
+    cloud.polls = 4
+    login = client(cloud, "sts").assume_role(RoleArn=ROLE, RoleSessionName="by-hand")["Credentials"]
+    image = only(cloud.images(HOME, "eu-west-1"))
+    image.launch_permissions.append({"UserId": OTHER})
+    image.devices[0].create_volume_permission_userids.add(OTHER)
+    request = {"SourceImageId": where["image_id"], "SourceRegion": "eu-west-1", "Name": "by hand", "Encrypted": True}
+    wrong = client(cloud, "ec2", "us-east-1", login).copy_image(**request, KmsKeyId=other)["ImageId"]
+    image.launch_permissions.clear()
+    image.devices[0].create_volume_permission_userids.clear()
+    result = run(module, source=where, targets=[{"region": "us-east-1", "role_arn": ROLE, "kms_key_id": key}])
+    copy = only(result["copies"])
+    assert not result["failed"], result["msg"]
+    assert (copy["action"], copy["kms_key_arn"]) == ("created", key)
+    assert copy["image_id"] != wrong
+    assert image.launch_permissions == []
+
+
 # ------------------------------------------------------------------------------------------------------------ removed
 def keep_new_snapshots(cloud: Cloud, code: str | None) -> None:
     """Let no snapshot of a copy in us-east-2 be deleted with its image."""
@@ -85,6 +145,27 @@ def keep_new_snapshots(cloud: Cloud, code: str | None) -> None:
             cloud.deletions.update(dict.fromkeys(ec2_backends[HOME]["us-east-2"].snapshots, code))
 
     cloud.before = before
+
+
+def test_rollback_says_which_snapshots_are_left(cloud: Cloud, module: Module) -> None:
+    keep_new_snapshots(cloud, "internal-error")
+    cloud.failures[HOME, "us-east-1"] = ["no"]
+    regions = ["us-east-1", "us-east-2"]
+    result = run(module, source=source(cloud), regions=regions, retry_failed=0, on_failure="rollback")
+    failed, left = result["copies"]
+    snapshot = only(cloud.snapshots(HOME, "us-east-2")).id
+    assert (left["action"], left["state"], left["error"]["code"]) == ("failed", "deregistered", "SnapshotsLeft")
+    assert f"{snapshot} (internal-error)" in left["error"]["message"]
+    assert failed["error"]["code"] == "Client.UnsupportedOperation"
+
+
+def test_snapshots_that_deregistering_says_nothing_of_are_deleted(cloud: Cloud, module: Module) -> None:
+    keep_new_snapshots(cloud, None)
+    cloud.failures[HOME, "us-east-1"] = ["no"]
+    regions = ["us-east-1", "us-east-2"]
+    result = run(module, source=source(cloud), regions=regions, retry_failed=0, on_failure="rollback")
+    assert [copy["action"] for copy in result["copies"]] == ["failed", "rolled_back"]
+    assert cloud.snapshots(HOME, "us-east-2") == []
 
 
 # -------------------------------------------------------------------------------------------------------------- asked
