@@ -11,6 +11,7 @@ import hashlib
 import random
 import time
 import typing as t
+from collections import Counter
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -65,6 +66,11 @@ class Copy:
     def pending(self) -> bool:
         """Return whether the copy is on its way."""
         return not self.done and self.image_id is not None
+
+    @property
+    def copying(self) -> bool:
+        """Return whether EC2 still copies, as far as was seen: also after our own giving up."""
+        return self.image_id is not None and (self.image is None or self.image["State"] in ("pending", "transient"))
 
     @property
     def good(self) -> bool:
@@ -221,19 +227,16 @@ class Engine:
         list(self.pool.map(guarded, copies))
 
     def _startable(self) -> list[Copy]:
-        """As many of those that wait as their accounts and regions have room for."""
-        room: dict[tuple[str | None, str], int] = {}
+        """As many of those that wait as their regions have room for, all accounts together."""
+        limit = self.request.params["max_parallel_per_region"]
+        busy = Counter(copy.target.region for copy in self.copies if copy.copying)
         chosen = []
         for copy in self.copies:
-            place = (copy.target.account_id, copy.target.region)
-            if copy.pending:
-                room[place] = room.get(place, self.request.params["max_parallel_per_region"]) - self._size
-        for copy in self.copies:
-            place = (copy.target.account_id, copy.target.region)
-            free = room.get(place, self.request.params["max_parallel_per_region"])
+            region = copy.target.region
             # An image with more snapshots than the limit still has to be copied: alone.
-            if copy.waiting and time.monotonic() >= copy.not_before and (free >= self._size or place not in room):
-                room[place] = free - self._size
+            room = not busy[region] or (busy[region] + 1) * self._size <= limit
+            if copy.waiting and time.monotonic() >= copy.not_before and room:
+                busy[region] += 1
                 chosen.append(copy)
         return chosen
 

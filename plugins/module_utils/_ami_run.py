@@ -96,7 +96,7 @@ class _Run:
             for copy in self.copies:
                 if not copy.done:
                     copy.fail(exc.report())
-        pending = {copy.target.account_id or "" for copy in self.copies if copy.image_id and not copy.done}
+        pending = {copy.target.account_id or "" for copy in self.copies if copy.copying}
         try:
             self.changed = sharing.revoke(self.source, pending, self.journal) or self.changed
         except aws.AwsError as exc:

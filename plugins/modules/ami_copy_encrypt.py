@@ -185,7 +185,9 @@ options:
     type: int
     default: 8
   max_parallel_per_region:
-    description: How many snapshots are copied at once into one account and region. EC2 allows 20.
+    description:
+      - How many snapshots are copied at once into one region, all accounts together. EC2 allows 20 in each account.
+      - An image with more snapshots than that is copied into one account after the other.
     type: int
     default: 20
   share_with:

@@ -76,6 +76,24 @@ def test_permissions_that_are_old_are_not_waited_for(cloud: Cloud, module: Modul
     assert cloud.count("CopyImage") == 1
 
 
+def test_source_stays_shared_with_who_copies_it_though_nobody_could_look(cloud: Cloud, module: Module) -> None:
+    cloud.polls = 10**6
+    cloud.after = lambda call: (
+        cloud.refuse.update({(OTHER, "DescribeImages"): "UnauthorizedOperation"})
+        if call.action == "CopyImage"
+        else None
+    )
+    params = {"source": source(cloud), **ACROSS}
+    result = run(module, **params)
+    assert only(result["copies"])["error"]["code"] == "UnauthorizedOperation"
+    image = only(cloud.images(HOME, "eu-west-1"))
+    assert image.launch_permissions == [{"UserId": OTHER}]
+    cloud.refuse.clear()
+    only(cloud.images(OTHER, "us-east-1")).polls = 1
+    assert only(run(module, **params)["copies"])["action"] == "adopted"
+    assert image.launch_permissions == []
+
+
 # -------------------------------------------------------------------------------------------------------------- wrong
 def test_encrypted_false_is_refused_where_ebs_encrypts_by_default(cloud: Cloud, module: Module) -> None:
     client(cloud, "ec2", "us-east-1").enable_ebs_encryption_by_default()
@@ -169,3 +187,20 @@ def test_snapshots_that_deregistering_says_nothing_of_are_deleted(cloud: Cloud, 
 
 
 # -------------------------------------------------------------------------------------------------------------- asked
+def test_limit_of_a_region_holds_for_all_accounts_together(cloud: Cloud, module: Module) -> None:
+    cloud.polls = 3
+    most = []
+
+    def count(call: Call) -> None:
+        places = [(account, "us-east-1") for account in (HOME, OTHER)]
+        most.append(sum(image.state == "pending" for place in places for image in cloud.images(*place)))
+
+    cloud.after = count
+    params = {"regions": ["us-east-1"], "accounts": [{}, {"role_arn": ROLE}], "max_parallel_per_region": 1}
+    result = run(module, source=source(cloud), **params)
+    assert not result["failed"], result["msg"]
+    assert max(most) == 1
+    # Without waiting for the last one there is still room only after the first.
+    result = run(module, source=source(cloud, name="second"), wait=False, **params)
+    assert [copy["action"] for copy in result["copies"]] == ["created", "created"]
+    assert max(most) == 1
