@@ -275,7 +275,7 @@ class Engine:
             "Encrypted": params["encrypted"],
             "TagSpecifications": [
                 {"ResourceType": "image", "Tags": tag_list(tags)},
-                {"ResourceType": "snapshot", "Tags": tag_list({**tags, **(params["snapshot_tags"] or {})})},
+                {"ResourceType": "snapshot", "Tags": tag_list({**tags, **self.request.snapshot_tags})},
             ],
         }
         optional = {

@@ -75,7 +75,7 @@ def plan(
     found = Plan()
     marks = {SOURCE_TAG: source.mark, **({KEY_TAG: target.key_arn} if target.key_arn else {})}
     for resource, name in [(image, "ImageId"), *((snapshot, "SnapshotId") for snapshot in snapshots)]:
-        own = (request.params["snapshot_tags"] or {}) if name == "SnapshotId" else {}
+        own = request.snapshot_tags if name == "SnapshotId" else {}
         wanted, there = {**target.tags, **own, **marks}, tags_of(resource)
         missing = {key: value for key, value in wanted.items() if there.get(key) != value}
         if missing:
@@ -88,7 +88,6 @@ def plan(
         missing_accounts = missing_users(client, snapshot["SnapshotId"], accounts)
         if missing_accounts:
             found.share_snapshots.append((snapshot["SnapshotId"], missing_accounts))
-    # EC2 keeps the minute.
     date = request.deprecate_at
     if date is not None and not image.get("DeprecationTime", "").startswith(f"{date:%Y-%m-%dT%H:%M}"):
         found.deprecate_at = date

@@ -67,6 +67,7 @@ class Request:
     source: dict[str, t.Any]
     source_login: aws.Login
     targets: list[Target]
+    snapshot_tags: dict[str, str] = field(default_factory=dict)
     deprecate_at: datetime | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -94,7 +95,8 @@ def check(params: dict[str, t.Any]) -> Request:
     targets = [_target(params, entry, base) for entry in _entries(params)]
     for name in [params["name"], *(target.name for target in targets)]:
         _check_placeholders(name)
-    return Request(params, source, base.then(source), targets, _date(params["deprecate_at"]))
+    snapshot_tags = tags_from("snapshot_tags", params["snapshot_tags"])
+    return Request(params, source, base.then(source), targets, snapshot_tags, _date(params["deprecate_at"]))
 
 
 def _check_placeholders(name: str) -> None:
@@ -131,8 +133,19 @@ def _target(params: dict[str, t.Any], entry: dict[str, t.Any], base: aws.Login) 
         raise AmiError(f"{place}: {key} is no ARN of a key or of an alias")
     if arn and arn.group(2) != region:
         raise AmiError(f"{place}: the key {key} is in {arn.group(2)}; a copy needs a key of its own region")
-    tags = {**(params["tags"] or {}), **(entry.get("tags") or {})}
+    try:
+        tags = {**tags_from("tags", params["tags"]), **tags_from("tags", entry.get("tags"))}
+    except AmiError as exc:
+        raise AmiError(f"{place}: {exc}") from None
     return Target(region, base.then(entry), entry.get("account"), key, entry.get("name") or params["name"], tags, share)
+
+
+def tags_from(name: str, given: t.Mapping[str, t.Any] | None) -> dict[str, str]:
+    """Return tags as text: YAML makes numbers and booleans of some. Raises AmiError."""
+    for key, value in (given or {}).items():
+        if value is None or isinstance(value, (dict, list)):
+            raise AmiError(f"{name}: the value of {key!r} is {value!r}; a tag is a text, a number or a boolean")
+    return {str(key): str(value) for key, value in (given or {}).items()}
 
 
 def launch_permissions(*given: t.Mapping[str, t.Any] | None) -> dict[str, list[str]]:
@@ -161,9 +174,10 @@ def _date(text: str | None) -> datetime | None:
     try:
         # Python 3.9 does not know the Z.
         date = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
-    except ValueError:
+        date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+        date = date.astimezone(timezone.utc).replace(second=0, microsecond=0)  # as EC2 keeps it
+    except (ValueError, OverflowError):
         raise AmiError(f"deprecate_at: {text!r} is no date like 2027-01-31 or 2027-01-31T12:00:00Z") from None
-    date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
     if date > datetime.now(timezone.utc) + timedelta(days=3652):
         raise AmiError(f"deprecate_at: {text} is more than ten years away, which EC2 does not take")
     return date

@@ -154,7 +154,7 @@ options:
     description: The description of the copies.
     type: str
   tags:
-    description: Tags of the copies and of their snapshots, given in the call that makes them.
+    description: Tags of the copies and of their snapshots, given in the call that makes them. All values become text.
     type: dict
   snapshot_tags:
     description: More tags, of the snapshots only.
@@ -207,7 +207,7 @@ options:
     type: bool
     default: true
   deprecate_at:
-    description: When the copies are deprecated, a date or a date with time and zone.
+    description: When the copies are deprecated, a date or a date with time and zone; to the minute, as EC2 keeps it.
     type: str
   on_failure:
     description: What becomes of the copies that this run has made when a target fails.

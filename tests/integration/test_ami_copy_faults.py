@@ -204,3 +204,25 @@ def test_limit_of_a_region_holds_for_all_accounts_together(cloud: Cloud, module:
     result = run(module, source=source(cloud, name="second"), wait=False, **params)
     assert [copy["action"] for copy in result["copies"]] == ["created", "created"]
     assert max(most) == 1
+
+
+def test_date_with_an_offset_is_set_once(cloud: Cloud, module: Module) -> None:
+    params = {"source": source(cloud), "regions": ["us-east-1"], "deprecate_at": "2030-01-31T00:30:45+02:00"}
+    assert not run(module, **params)["failed"]
+    assert only(cloud.images(HOME, "us-east-1")).deprecation_time == "2030-01-30T22:30:00.000Z"
+    assert not run(module, **params)["changed"]
+
+
+def test_numbers_and_booleans_are_tags_too(cloud: Cloud, module: Module) -> None:
+    params = {
+        "source": source(cloud),
+        "targets": [{"region": "us-east-1", "tags": {"share": 0.5}}],
+        "tags": {"cost": 7, "spot": True},
+        "snapshot_tags": {"days": 30},
+    }
+    assert not run(module, **params)["failed"]
+    image = only(cloud.images(HOME, "us-east-1"))
+    wanted = {"cost": "7", "spot": "True", "share": "0.5"}
+    assert tags_of(image).items() >= wanted.items()
+    assert tags_of(image.devices[0]).items() >= {**wanted, "days": "30"}.items()
+    assert not run(module, **params)["changed"]

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, t.Any] = {
     "kms_key_ids": None,
     "name": "{source_name}",
     "tags": None,
+    "snapshot_tags": None,
     "share_with": None,
     "completion_minutes": None,
     "deprecate_at": None,
