@@ -30,7 +30,7 @@ def run(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     try:
         with ThreadPoolExecutor(params["max_parallel"]) as pool, contextlib.ExitStack() as stack:
             home = accounts.account(request.source_login)
-            home.enter()  # nothing can be done without the source's account
+            targets.enter_source(home, request.source["region"])  # nothing can be done without the source's account
             targets.enter(request, home, accounts, pool)
             region, name, owner = (request.source[key] for key in ("region", "name", "owner"))
             known = known_source(folder, region, name, owner)

@@ -183,6 +183,19 @@ def _date(text: str | None) -> datetime | None:
     return date
 
 
+def enter_source(account: aws.Account, region: str) -> None:
+    """Enter the source's account; STS is asked in the source's region. Raises AmiError or AwsError."""
+    try:
+        account.enter()
+    except aws.AwsError as exc:
+        if exc.code not in ("EndpointConnectionError", "InvalidClientTokenId"):
+            raise
+        raise AmiError(
+            f"source.region: {region} is no region or not enabled, unless the network or the credentials are at fault:"
+            f" {exc}"
+        ) from exc
+
+
 def enter(request: Request, source: aws.Account, accounts: aws.Aws, pool: Executor) -> None:
     """Enter each account and look whether its region can be used. A role that is refused is that target's error."""
     for target in request.targets:
@@ -219,8 +232,22 @@ def _identity_error(account: aws.Account) -> dict[str, str] | None:
     return None
 
 
+def _regions(client: t.Any) -> dict[str, str] | aws.AwsError:
+    """Return the regions and whether an account has them enabled, or why it does not say so."""
+    try:
+        regions = aws.call(client.describe_regions, AllRegions=True)["Regions"]
+    except aws.AwsError as exc:
+        return exc
+    return {region["RegionName"]: region.get("OptInStatus", "opt-in-not-required") for region in regions}
+
+
 def _check_regions(request: Request, source: aws.Account, accounts: t.Iterable[aws.Account], pool: Executor) -> None:
     for target in request.targets:
+        arn = KEY_ARN.fullmatch(target.key or "")
+        if arn and arn.group(1) != source.partition:
+            raise AmiError(
+                f"{target.place}: {target.key} is in the partition {arn.group(1)}, not in {source.partition}"
+            )
         try:
             partition = source.partition_of(target.region)
         except aws.AwsError:
@@ -234,19 +261,24 @@ def _check_regions(request: Request, source: aws.Account, accounts: t.Iterable[a
     good = {id(account): account for account in accounts}
     good[id(source)] = source
     clients = [account.client("ec2", home) for account in good.values()]
-    lists = pool.map(lambda client: aws.call(client.describe_regions, AllRegions=True)["Regions"], clients)
-    enabled = {
-        key: {region["RegionName"]: region.get("OptInStatus", "opt-in-not-required") for region in regions}
-        for key, regions in zip(good, lists)
-    }
-    wanted = [(id(source), home, f"source.region: {home}")]
-    wanted += [(id(a.account), a.region, f"{a.place}: {a.region}") for a in request.targets if a.account is not None]
-    for key, region, place in wanted:
-        if region not in enabled[key]:
-            near = difflib.get_close_matches(region, enabled[key], 2)
-            raise AmiError(f"{place} is no region{f'; did you mean {near[0]}?' if near else ''}")
-        if enabled[key][region] == "not-opted-in":
-            raise AmiError(f"{place} is not enabled in the account; enable it under Account, AWS Regions")
+    found = dict(zip(good, pool.map(_regions, clients)))
+    _check_region(f"source.region: {home}", home, found[id(source)])
+    for target in request.targets:
+        if target.account is not None:
+            try:
+                _check_region(f"{target.place}: {target.region}", target.region, found[id(target.account)])
+            except aws.AwsError as exc:
+                target.account, target.error = None, exc.report()
+
+
+def _check_region(place: str, region: str, enabled: dict[str, str] | aws.AwsError) -> None:
+    if isinstance(enabled, aws.AwsError):
+        raise enabled
+    if region not in enabled:
+        near = difflib.get_close_matches(region, enabled, 2)
+        raise AmiError(f"{place} is no region{f'; did you mean {near[0]}?' if near else ''}")
+    if enabled[region] == "not-opted-in":
+        raise AmiError(f"{place} is not enabled in the account; enable it under Account, AWS Regions")
 
 
 def name_targets(request: Request, source: Source) -> None:

@@ -474,6 +474,11 @@ BAD = {
     "no image": ({"source": {"image_id": "ami-00000000", "region": "eu-west-1"}}, "no image ami-00000000"),
     "no image of that name": ({"source": {"name": "x*", "region": "eu-west-1"}}, "no image of self named 'x*'"),
     "unknown region": ({"regions": ["us-east-9"]}, "us-east-9 is no region; did you mean us-east-"),
+    "no id": ({"source": {"image_id": "ami-1", "region": "eu-west-1"}}, "'ami-1' is no image id"),
+    "region of the source not enabled": (
+        {"source": {"image_id": "ami-00000000", "region": "eu-south-2"}},
+        "source.region: eu-south-2 is not enabled",
+    ),
     "region not enabled": ({"regions": ["eu-south-2"]}, "eu-south-2 is not enabled"),
     "target twice": (
         {"targets": [{"region": "us-east-1"}, {"region": "us-east-1", "account": HOME}]},
@@ -481,8 +486,22 @@ BAD = {
     ),
     "partition": ({"regions": ["cn-north-1"]}, "partition aws-cn"),
     "wrong account": ({"targets": [{"region": "us-east-1", "account": OTHER}]}, "is entered as"),
+    "key of another region": (
+        {"kms_key_ids": {"us-east-1": "arn:aws:kms:us-east-2:123456789012:key/x"}},
+        "is in us-east-2; a copy needs a key of its own region",
+    ),
+    "key of another partition": (
+        {"kms_key_ids": {"us-east-1": "arn:aws-cn:kms:us-east-1:123456789012:key/x"}},
+        "is in the partition aws-cn, not in aws",
+    ),
+    "key and no encryption": ({"kms_key_ids": {"us-east-1": "alias/x"}, "encrypted": False}, "exclude each other"),
     "unknown key": ({"kms_key_ids": {"us-east-1": "alias/none"}}, "alias/none cannot be used: NotFoundException"),
     "managed key, shared": ({"share_with": {"accounts": [FRIEND]}}, "managed by AWS"),
+    "shared with no account": ({"share_with": {"accounts": ["1234"]}}, "'1234' is no account number of 12 digits"),
+    "nested tag": ({"tags": {"a": {"b": "c"}}}, "a tag is a text"),
+    "minutes": ({"completion_minutes": 20}, "20 is not a multiple of 15 from 15 to 2880"),
+    "minutes, too many": ({"completion_minutes": 2895}, "2895 is not a multiple of 15 from 15 to 2880"),
+    "source goes without waiting": ({"source_after": "deregister", "wait": False}, "needs wait=true"),
     "illegal name": ({"name": "golden:{region}"}, "'golden:us-east-1' is not one of"),
     "long name": ({"name": "x" * 129}, "is not one of 3 to 128"),
     "date is over": ({"deprecate_at": "2020-01-01"}, "2020-01-01 is over"),
@@ -539,7 +558,14 @@ def test_bad_sources(cloud: Cloud, module: Module) -> None:
     refuse(cloud, module, "is protected", source=protected, source_after="deregister", **there)
     for _number in range(2):
         cloud.image(name="twin")
-    refuse(cloud, module, "2 images", source={"name": "twin", "region": "eu-west-1"}, **there)
+    twins = {"name": "twin", "region": "eu-west-1"}
+    refuse(cloud, module, "2 images", source=twins, **there)
+    first, second = [image for image in cloud.images(HOME, "eu-west-1") if image.name == "twin"]
+    first.creation_date = second.creation_date
+    refuse(cloud, module, "two of them are equally recent", source={**twins, "most_recent": True}, **there)
+    cloud.refuse[HOME, "GetCallerIdentity"] = "InvalidClientTokenId"
+    nowhere = {"image_id": "ami-00000000", "region": "us-east-9"}
+    refuse(cloud, module, "source.region: us-east-9 is no region or not enabled", source=nowhere, **there)
 
 
 def test_second_run_of_the_same_image_is_refused(cloud: Cloud, module: Module) -> None:

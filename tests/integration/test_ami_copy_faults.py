@@ -56,6 +56,15 @@ def test_throttled_request_is_repeated_as_it_was(cloud: Cloud, module: Module) -
     assert len({call.params["ClientToken"][0] for call in cloud.calls if call.action == "CopyImage"}) == 1
 
 
+def test_account_that_may_not_list_its_regions_fails_only_its_target(cloud: Cloud, module: Module) -> None:
+    cloud.refuse[OTHER, "DescribeRegions"] = "UnauthorizedOperation"
+    result = run(module, source=source(cloud), regions=["us-east-1"], accounts=[{}, {"role_arn": ROLE}])
+    assert result["failed"]
+    good, bad = result["copies"]
+    assert (good["action"], bad["action"], bad["error"]["code"]) == ("created", "failed", "UnauthorizedOperation")
+    assert bad["account"] == OTHER
+
+
 # --------------------------------------------------------------------------------------------------------------- late
 def test_new_permissions_may_be_late(cloud: Cloud, module: Module) -> None:
     cloud.late_permissions = 3

@@ -11,6 +11,7 @@ import typing as t
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _ami_targets as logic
 from ansible_collections.goldsmith.images.plugins.module_utils._ami import AmiError
+from ansible_collections.goldsmith.images.plugins.module_utils._aws_session import AwsError
 
 KEY = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 DEFAULTS: dict[str, t.Any] = {
@@ -63,6 +64,11 @@ DEFAULTS: dict[str, t.Any] = {
         ({"kms_key_ids": {"us-east-1": KEY}}, "is in eu-west-1; a copy needs a key of its own region"),
         ({"kms_key_ids": {"us-east-1": "arn:aws:s3:::x"}}, "is no ARN of a key"),
         ({"kms_key_ids": {"us-east-1": "alias/x"}, "encrypted": False}, "exclude each other"),
+        ({"kms_key_ids": {"us-east-1": KEY.replace("aws:kms:eu-west-1", "aws-cn:kms:cn-north-1")}}, "is in cn-north-1"),
+        ({"tags": {"a": {"b": "c"}}}, "the value of 'a' is {'b': 'c'}; a tag is a text"),
+        ({"tags": {"a": None}}, "the value of 'a' is None"),
+        ({"snapshot_tags": {"a": ["b"]}}, "snapshot_tags: the value of 'a'"),
+        ({"deprecate_at": "0001-01-01T00:00+02:00"}, "is no date"),
         ({"deprecate_at": "soon"}, "'soon' is no date"),
         ({"deprecate_at": "2999-01-01"}, "more than ten years"),
     ],
@@ -93,6 +99,16 @@ def test_a_target_adds_to_what_is_said_for_all() -> None:
     [found] = logic.check({**DEFAULTS, **every, "regions": None, "targets": [target]}).targets
     assert found.tags == {"a": "2", "b": "3", "c": "4"}
     assert found.share["UserId"] == ["444455556666", "111122223333"]
+
+
+@pytest.mark.parametrize("code", ["EndpointConnectionError", "InvalidClientTokenId"])
+def test_region_without_a_token_service_is_called_no_region(code: str) -> None:
+    class Closed:
+        def enter(self) -> str:
+            raise AwsError(code, "no")
+
+    with pytest.raises(AmiError, match="source.region: eu-west-9 is no region or not enabled"):
+        logic.enter_source(t.cast(t.Any, Closed()), "eu-west-9")
 
 
 def test_secrets_are_not_shown() -> None:
