@@ -27,6 +27,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._ami import (
 
 PLACEHOLDERS = ("source_name", "source_id", "source_region", "region", "account")
 KEY_ARN = re.compile(r"arn:([a-z-]+):kms:([a-z0-9-]+):([0-9]{12}):(key|alias)/.+")
+KMS_ACTIONS = "kms:CreateGrant, Decrypt, DescribeKey, Encrypt, GenerateDataKey* and ReEncrypt*"
 ORGANISATION = re.compile(r"arn:[a-z-]+:organizations::[0-9]{12}:organization/o-[a-z0-9]+")
 UNIT = re.compile(r"arn:[a-z-]+:organizations::[0-9]{12}:ou/o-[a-z0-9]+/ou-[a-z0-9]+-[a-z0-9]+")
 
@@ -306,19 +307,35 @@ def find_keys(request: Request, pool: Executor) -> None:
         return
     # Clients are made here, in the main thread, and it takes long: the first keys are asked for meanwhile.
     jobs = ((target, target.client("ec2"), target.client("kms")) for target in targets)
-    problems = [problem for problem in pool.map(lambda job: _find_key(*job), jobs) if problem]
+    problems = [problem for problem in pool.map(lambda job: _find_key(request, *job), jobs) if problem]
     if problems:
         raise AmiError("; ".join(problems))
 
 
-def _find_key(target: Target, ec2: t.Any, kms: t.Any) -> str | None:
+def _find_key(request: Request, target: Target, ec2: t.Any, kms: t.Any) -> str | None:
     """Resolve a target's key; return what is wrong with it."""
     try:
         found = find_key(ec2, kms, target.key, target.region, any(target.share.values()))
     except AmiError as exc:
         return f"{target.place}: {exc}"
     target.key_arn = found["Arn"]
+    _try_key(request, target, kms, found)
     return None
+
+
+def _try_key(request: Request, target: Target, kms: t.Any, found: dict[str, t.Any]) -> None:
+    """Warn if the credentials may not use a key. It may be for EC2 alone (kms:ViaService), so this is no refusal."""
+    if found["KeyManager"] == "AWS":
+        return  # always for EC2 alone
+    try:
+        aws.call(kms.generate_data_key_without_plaintext, KeyId=found["Arn"], KeySpec="AES_256", DryRun=True)
+    except aws.AwsError as exc:
+        # What else it may be, DryRunOperationException above all, says nothing against the key.
+        if exc.code == "AccessDeniedException":
+            request.warnings.append(
+                f"{target.place}: unless the policy of {found['Arn']} lets EC2 use it for these credentials, the copy"
+                f" will fail; needed are {KMS_ACTIONS}: {exc}"
+            )
 
 
 def check_plain(request: Request, targets: list[Target], pool: Executor) -> None:

@@ -14,6 +14,7 @@ from ansible_collections.goldsmith.images.tests.support.ami_copy import (
     ROLE,
     changes,
     client,
+    keys,
     only,
     run,
     source,
@@ -63,6 +64,15 @@ def test_account_that_may_not_list_its_regions_fails_only_its_target(cloud: Clou
     good, bad = result["copies"]
     assert (good["action"], bad["action"], bad["error"]["code"]) == ("created", "failed", "UnauthorizedOperation")
     assert bad["account"] == OTHER
+
+
+def test_key_that_only_ec2_may_use_is_a_warning(cloud: Cloud, module: Module) -> None:
+    params = {"source": source(cloud), "regions": ["us-east-1"], "kms_key_ids": keys(cloud, "us-east-1")}
+    assert run(module, check=True, **params)["warnings"] == []
+    cloud.refuse[HOME, "GenerateDataKeyWithoutPlaintext"] = "AccessDeniedException"
+    assert "kms:CreateGrant" in only(run(module, check=True, **params)["warnings"])
+    # EBS's own key never lets anybody else in.
+    assert run(module, check=True, **{**params, "kms_key_ids": {}})["warnings"] == []
 
 
 # --------------------------------------------------------------------------------------------------------------- late
