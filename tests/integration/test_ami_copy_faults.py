@@ -245,3 +245,55 @@ def test_numbers_and_booleans_are_tags_too(cloud: Cloud, module: Module) -> None
     assert tags_of(image).items() >= wanted.items()
     assert tags_of(image.devices[0]).items() >= {**wanted, "days": "30"}.items()
     assert not run(module, **params)["changed"]
+
+
+def test_what_is_handed_on_to_copy_image(cloud: Cloud, module: Module) -> None:
+    where = source(cloud)
+    only(cloud.images(HOME, "eu-west-1")).add_tags({"of": "source"})
+    params = {"completion_minutes": 30, "copy_tags": True, "description": "A golden image"}
+    assert not run(module, source=where, regions=["us-east-1"], **params)["failed"]
+    asked = only([call.params for call in cloud.calls if call.action == "CopyImage"])
+    assert asked["SnapshotCopyCompletionDurationMinutes"] == ["30"]
+    assert asked["CopyImageTags"] == ["true"]
+    copy = only(cloud.images(HOME, "us-east-1"))
+    assert (copy.description, tags_of(copy)["of"]) == ("A golden image", "source")
+
+
+def test_without_the_look_at_users_a_source_goes_but_not_the_snapshots_that_others_hold(
+    cloud: Cloud, module: Module
+) -> None:
+    where = source(cloud)
+    client(cloud, "ec2").run_instances(ImageId=where["image_id"], MinCount=1, MaxCount=1)
+    snapshot = only(only(cloud.images(HOME, "eu-west-1")).devices)
+    client(cloud, "ec2").register_image(
+        Name="other", RootDeviceName="/dev/sda1", BlockDeviceMappings=[{"Ebs": {"SnapshotId": snapshot.id}}]
+    )
+    params = {"source_after": "deregister", "delete_source_snapshots": True, "in_use_check": "skip"}
+    cloud.calls.clear()
+    result = run(module, source=where, regions=["us-east-1"], **params)
+    assert not result["failed"], result["msg"]
+    assert cloud.count("DescribeInstances") == 0
+    assert result["source_action"]["snapshots"] == [{"id": snapshot.id, "result": "skipped"}]
+    assert only(cloud.images(HOME, "eu-west-1")).name == "other"
+
+
+def test_source_and_target_are_entered_by_their_profiles(cloud: Cloud, run_module: Any, tmp_path: Path) -> None:
+    login = client(cloud, "sts").assume_role(RoleArn=ROLE, RoleSessionName="profile")["Credentials"]
+    file = tmp_path / "credentials"
+    file.write_text(
+        "[home]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = not-a-secret\n"
+        f"[other]\naws_access_key_id = {login['AccessKeyId']}\naws_secret_access_key = {login['SecretAccessKey']}\n"
+        f"aws_session_token = {login['SessionToken']}\n",
+        encoding="utf-8",
+    )
+    result = run_module(
+        "ami_copy_encrypt",
+        _env={"AWS_SHARED_CREDENTIALS_FILE": str(file)},
+        source={**source(cloud), "profile": "home"},
+        targets=[{"region": "us-east-1", "profile": "other"}],
+        endpoint_url=cloud.url,
+        journal=str(tmp_path / "journal"),
+        poll=0.05,
+    )
+    assert not result["failed"], result["msg"]
+    assert (only(result["copies"])["account"], result["source"]["account"]) == (OTHER, HOME)
