@@ -151,6 +151,11 @@ kubernetes_version:
   returned: always, empty if it is not known
   type: str
   sample: "1.36"
+kubeadm_version:
+  description: The version of the kubeadm that is installed.
+  returned: always, empty without kubeadm
+  type: str
+  sample: 1.36.2
 containerd_version:
   description: containerd's version.
   returned: always, empty without containerd
@@ -228,6 +233,7 @@ def main() -> t.NoReturn:
         "checks": [vars(check) for check in checks],
         "errors": sorted({check.name for check in errors}),
         "kubernetes_version": logic.dotted(preflight.kubernetes or ()),
+        "kubeadm_version": logic.dotted(preflight.version_of("kubeadm") or ()),
         "containerd_version": logic.dotted(preflight.containerd() or ()),
     }
     for check in checks:

@@ -139,10 +139,10 @@ exec chroot "$1" sh -c '
     printf "version = 2\\ndisabled_plugins = [\\"io.containerd.grpc.v1.cri\\"]\\n" >/tmp/config.toml
     containerd --config /tmp/config.toml 2>/tmp/log &
     until ctr version >/dev/null 2>&1; do kill -0 $! && sleep 0.1; done
-    export HOSTS_DIR=/etc/containerd/certs.d PIN=yes
-    while read -r title look arguments; do
+    export HOSTS_DIR=/etc/containerd/certs.d
+    while read -r title look pin arguments; do
         echo "@ $title"
-        LOOK_ONLY=${look#no} sh -s -- $arguments </tmp/images.sh 2>&1 || echo "exit $?"
+        LOOK_ONLY=${look#no} PIN=${pin#no} sh -s -- $arguments </tmp/images.sh 2>&1 || echo "exit $?"
     done
     ctr --namespace k8s.io images ls
     kill $!
@@ -170,11 +170,16 @@ def test_images_are_imported_and_pinned_once(with_containerd: root_tree.RootTree
     docker_archive(tmp_path / "image.tar")
     script = Path(__file__).parents[2] / "roles/container_runtime/files/images.sh"
     lines = [
-        "look yes pull=busybox import=/tmp/image.tar",
-        "first no import=/tmp/image.tar",
-        "again no import=/tmp/image.tar",
-        "present no pull=two:1 pull=goldsmith.test/one:check",
-        "missing no import=/nowhere.tar",
+        "look yes yes pull=busybox import=/tmp/image.tar",
+        "unpinned no no import=/tmp/image.tar",
+        "unpinned_again no no import=/tmp/image.tar",
+        "look_again yes yes import=/tmp/image.tar pull=two:1",
+        "pinned no yes import=/tmp/image.tar",
+        "pinned_again no yes import=/tmp/image.tar",
+        "present no yes pull=two:1 pull=goldsmith.test/one:check",
+        # The end of the name of an image is another image.
+        "settled yes yes import=/tmp/image.tar pull=two:1 pull=mith.test/one:check",
+        "missing no yes import=/nowhere.tar",
     ]
     enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", RUN_IMAGES, "sh"]
     done = subprocess.run(
@@ -187,13 +192,18 @@ def test_images_are_imported_and_pinned_once(with_containerd: root_tree.RootTree
         check=False,
     )
     answers = {part.split()[0]: part for part in done.stdout.split("@ ")[1:]}
-    assert list(answers) == ["look", "first", "again", "present", "missing"], done.stdout + done.stderr
-    changed = {name: re.findall(r"(?m)^changed (\S+)$", answer) for name, answer in answers.items()}
+    assert list(answers) == [line.split()[0] for line in lines], done.stdout + done.stderr
+    both = ["docker.io/library/two:1", "goldsmith.test/one:check"]
+    changed = {name: sorted(re.findall(r"(?m)^changed (\S+)$", answer)) for name, answer in answers.items()}
     assert changed == {
-        "look": ["docker.io/library/busybox:latest"],
-        "first": ["docker.io/library/two:1", "goldsmith.test/one:check"],
-        "again": [],
+        "look": ["docker.io/library/busybox:latest", *both],
+        "unpinned": both,
+        "unpinned_again": [],
+        "look_again": ["docker.io/library/two:1", *both],
+        "pinned": both,
+        "pinned_again": [],
         "present": [],
+        "settled": ["mith.test/one:check"],
         "missing": [],
     }
     assert "there is no such archive" in answers["missing"]

@@ -148,6 +148,50 @@ def test_from_a_folder_without_a_network(
     assert "zz-kubernetes.conf sets net.ipv4.ip_forward to 1 at boot" in " ".join(second.output.split())
 
 
+# It is never content.
+KUBEADM = """\
+#!/bin/sh
+case "$*" in
+*version*) echo v1.36.2; exit ;;
+init*preflight*--config=/dev/stdin*) cat >/asked; echo "$*" >>/asked ;;
+esac
+echo "[ERROR Made-Up]: nobody else would have found it" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("kubeadm", [True, False])
+def test_kubeadm_is_asked_wherever_it_is_installed(
+    tree: root_tree.RootTree, ansible_env: dict[str, str], kubeadm: bool
+) -> None:
+    """No package of it, no version that was asked for; the fact makes a running system of the tree."""
+    if kubeadm:
+        (tree.path / "usr/bin/kubeadm").write_text(KUBEADM)
+        (tree.path / "usr/bin/kubeadm").chmod(0o755)
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.set_fact": {"is_chroot": False, "cacheable": True}},
+        {"ansible.builtin.include_role": {"name": ROLE, "tasks_from": "preflight.yml"}},
+        {"ansible.builtin.debug": {"msg": "{{ kubernetes_prerequisites_preflight_checks | last }}"}},
+    ]
+    settings = {"kubernetes_prerequisites_packages_source": "none"}
+    reported = tree.play(tasks, ansible_env, **settings)
+    assert reported.code == 0, reported.output
+    assert reported.output.count("[ERROR Made-Up]: nobody else") == (2 if kubeadm else 0), reported.output
+    if not kubeadm:
+        return
+    asked = (tree.path / "asked").read_text()
+    assert "apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v1.36.2\n" in asked
+    assert "--ignore-preflight-errors=NumCPU,Mem,KubeletVersion" in asked
+
+    (tree.path / "usr/bin/kubeadm").write_text(KUBEADM.replace("1.36.2", "1.30.4"))
+    # Every error of the module's own is forgiven here, kubeadm's stays.
+    ignore = {"kubernetes_prerequisites_preflight": "fail", "kubernetes_prerequisites_preflight_ignore": ["all"]}
+    failed = tree.play(tasks, ansible_env, **settings, **ignore)
+    assert failed.code != 0
+    assert "[ERROR Made-Up]: nobody else" in failed.output
+    assert "v1beta3\nkind: ClusterConfiguration\nkubernetesVersion: v1.30.4" in (tree.path / "asked").read_text()
+
+
 def configuration(tree: root_tree.RootTree) -> dict[str, str]:
     """Every file and link in /etc that a role may have written."""
     found = {}

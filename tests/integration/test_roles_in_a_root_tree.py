@@ -73,23 +73,74 @@ def test_container_runtime_with_a_newer_containerd(tree: root_tree.RootTree, ans
     (sources.parent / "preferences.d/sid").write_text(pin)
     tree.run("apt-get", "update", "--quiet")
     tree.run("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "containerd/sid", "runc")
-    done = tree.play(["goldsmith.images.container_runtime"], ansible_env)
+    mirror = {"url": "https://mirror.example.org", "ca": "-----BEGIN CERTIFICATE-----\n...\n"}
+    settings = {
+        "container_runtime_runtime": "crun",
+        "container_runtime_https_proxy": "http://proxy.example.org:3128",
+        "container_runtime_registries": [{"name": "docker.io", "mirrors": [mirror]}],
+    }
+    done = tree.play(["goldsmith.images.container_runtime"], ansible_env, **settings)
     assert done.code == 0, done.output
     text = tree.run("containerd", "config", "dump")
     effective = tomllib.loads(text)
     assert effective["version"] >= 3, text
     runtime = effective["plugins"]["io.containerd.cri.v1.runtime"]
-    assert runtime["containerd"]["default_runtime_name"] == "runc"
-    assert runtime["containerd"]["runtimes"]["runc"]["options"]["SystemdCgroup"] is True
+    assert runtime["containerd"]["default_runtime_name"] == "crun"
+    options = runtime["containerd"]["runtimes"]["crun"]["options"]
+    assert (options["BinaryName"], options["SystemdCgroup"]) == ("crun", True)
+    assert tree.run("crun", "--version").startswith("crun version")
     assert runtime["cni"]["bin_dirs"] == ["/opt/cni/bin"]
     assert runtime["cni"]["conf_dir"] == "/etc/cni/net.d"
     images = effective["plugins"]["io.containerd.cri.v1.images"]
     assert images["pinned_images"]["sandbox"] == "registry.k8s.io/pause:3.10.2"
     assert images["registry"]["config_path"] == "/etc/containerd/certs.d"
+    hosts = tomllib.loads((tree.path / "etc/containerd/certs.d/docker.io/hosts.toml").read_text())
+    assert hosts["host"]["https://mirror.example.org"]["ca"] == "/etc/containerd/certs.d/docker.io/mirror-1.crt"
+    drop_in = (tree.path / "etc/systemd/system/containerd.service.d/50-proxy.conf").read_text()
+    assert 'Environment="HTTPS_PROXY=http://proxy.example.org:3128"\n' in drop_in
     # Read as it is, not migrated from an older version.
     written = tomllib.loads((tree.path / "etc/containerd/config.toml").read_text())
     assert written["version"] == effective["version"]
-    assert tree.play(["goldsmith.images.container_runtime"], ansible_env).recap["changed"] == 0
+    assert tree.play(["goldsmith.images.container_runtime"], ansible_env, **settings).recap["changed"] == 0
+
+
+@pytest.mark.slow_matrix
+@pytest.mark.parametrize("tree", ["trixie"], indirect=True)
+def test_a_tag_picks_an_area(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    settings = {
+        "kubernetes_prerequisites_packages_source": "none",
+        "kubernetes_prerequisites_packages": ["socat"],
+    }
+    roles = [f"goldsmith.images.{name}" for name in ("container_runtime", "kubernetes_prerequisites", "cleanup")]
+    secret = tree.path / "root/.netrc"
+    secret.touch()
+    made = {
+        "container_runtime_packages": "usr/bin/containerd",
+        "container_runtime_config": "etc/crictl.yaml",
+        "kubernetes_prerequisites_kernel": "etc/sysctl.d/zz-kubernetes.conf",
+        "kubernetes_prerequisites_swap": "etc/systemd/system/swap.target",
+        "kubernetes_prerequisites_packages": "usr/bin/socat",
+        "cleanup_units": "etc/systemd/system/goldsmith-host-keys.service",
+    }
+
+    def found() -> set[str]:
+        return {tag for tag, path in made.items() if os.path.lexists(tree.path / path)}
+
+    for tags in (
+        {"container_runtime_images", "kubernetes_prerequisites_preflight", "cleanup_trim"},
+        {"container_runtime_packages", "kubernetes_prerequisites_kernel", "cleanup_units"},
+        {"kubernetes_prerequisites_swap"},
+    ):
+        before = found()
+        played = tree.play(roles, ansible_env, "--tags", ",".join(tags), **settings)
+        assert played.code == 0, played.output
+        assert found() == before | tags & set(made)
+    assert secret.exists()
+    skipped = ["--skip-tags", "container_runtime_packages,cleanup_units"]
+    played = tree.play(roles, ansible_env, "--tags", "container_runtime,cleanup_contract", *skipped, **settings)
+    assert played.code == 0, played.output
+    assert found() == set(made) - {"kubernetes_prerequisites_packages"}
+    assert not secret.exists()
 
 
 def test_units_are_set_without_a_running_systemd(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:

@@ -33,33 +33,77 @@ set -u
 section() { printf '\n@@ %s\n' "$1"; }
 section unit; systemctl show --property=ActiveState,UnitFileState,NRestarts containerd.service
 section version; containerd --version
-section runc; runc --version
+section runtimes; for name in runc crun; do command -v "$name" >/dev/null && "$name" --version; done
 section config; containerd config dump
 section plugins; ctr plugins ls
+section status; python3 -c "$2" 2>&1
 section crictl_yaml; cat /etc/crictl.yaml
 section cni; for name in "$1"/*; do [ -x "$name" ] && [ -f "$name" ] && basename "$name"; done
 section end
 """
+
+# What a kubelet asks first, RuntimeService/Status, over gRPC. Images have no crictl, and not all have curl.
+STATUS = r"""
+import socket
+
+def frame(kind, flags, stream, payload):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+HEADERS = {
+    ":method": "POST", ":scheme": "http", ":authority": "localhost", ":path": "/runtime.v1.RuntimeService/Status",
+    "content-type": "application/grpc", "te": "trailers",
+}
+fields = b"".join(b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in pair) for pair in HEADERS.items())
+client = socket.socket(socket.AF_UNIX)
+client.settimeout(60)
+client.connect("/run/containerd/containerd.sock")
+# An empty request, and the end of the stream.
+frames = frame(4, 0, 0, b"") + frame(1, 4, 1, fields) + frame(0, 1, 1, bytes(5))
+client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames)
+answer, answered = client.makefile("rb"), b""
+while True:
+    head = answer.read(9)
+    payload = answer.read(int.from_bytes(head[:3], "big"))
+    kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
+    if stream == 1 and kind == 0:
+        answered += payload
+    if stream == 1 and flags & 1 or kind in (3, 7):
+        break
+print(answered)
+"""
+# Of the answer: a condition of that name (field 1) whose status (field 2) is true; protobuf leaves out what is false.
+READY = r"\x0cRuntimeReady\x10\x01"
 
 # The container's cgroup is looked at from outside, while it runs: inside it has a cgroup namespace of its own.
 RUN = r"""
 set -u
 name=goldsmith-check-$$
 log=$(mktemp)
-ctr --namespace k8s.io run --rm --runc-binary "$(command -v runc)" --runc-systemd-cgroup \
-    --cgroup "system.slice:goldsmith:$name" "$1" "$name" /bin/busybox sh -c "echo '$2'; exec /bin/busybox sleep 300" \
-    > "$log" 2>&1 &
-run=$!
-deadline=$(($(date +%s) + 90))
-until grep -q "$2" "$log" || ! kill -0 "$run" 2>/dev/null || [ "$(date +%s)" -gt "$deadline" ]; do sleep 0.2; done
-pid=$(ctr --namespace k8s.io tasks ls | awk -v name="$name" '$1 == name {print $2}')
+task() { ctr --namespace k8s.io tasks ls | awk -v name="$name" '$1 == name { print $2, $3 }'; }
+wait_for() {
+    deadline=$(($(date +%s) + 90))
+    until "$@" >/dev/null 2>&1 || [ "$(date +%s)" -gt "$deadline" ]; do sleep 0.2; done
+}
+printf '@@ run\n'
+ctr --namespace k8s.io run --detach --runc-binary "$(command -v "$3")" --runc-systemd-cgroup --log-uri "file://$log" \
+    --cgroup "system.slice:goldsmith:$name" "$1" "$name" \
+    /bin/busybox sh -c "echo '$2'; exec /bin/busybox sleep 600" 2>&1
+wait_for grep -q "$2" "$log"
+printf '@@ output\n'; cat "$log"; rm -f "$log"
+found=$(task)
+pid=${found% *}
+printf '@@ task\n%s\n' "$found"
 printf '@@ cgroup\n'; [ -n "$pid" ] && cat "/proc/$pid/cgroup"
 printf '@@ scope\n'; systemctl show --property=Id,ActiveState,Slice "goldsmith-$name.scope"
-ctr --namespace k8s.io tasks kill --signal SIGKILL "$name" 2>&1
-wait "$run"
+printf '@@ restart\n'; systemctl restart containerd.service 2>&1 && echo done
+wait_for ctr version
+printf '@@ task_after_restart\n'; task
+printf '@@ remove\n'
+ctr --namespace k8s.io tasks rm --force "$name" 2>&1
+ctr --namespace k8s.io containers rm "$name" 2>&1
 ctr --namespace k8s.io images rm "$1" >/dev/null
-printf '@@ output\n'; cat "$log"; rm -f "$log"
 printf '@@ left\n'; ctr --namespace k8s.io containers ls --quiet | grep -Fx "$name"
+[ -d "/proc/$pid" ] && echo "process $pid"
 printf '@@ end\n'
 """
 
@@ -87,7 +131,7 @@ def cni_bin_dir(expect: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def runtime(host: Host, cni_bin_dir: str) -> dict[str, str]:
     """What the machine says of its container runtime."""
-    return _sections(host.run("sh -c %s sh %s", GATHER, cni_bin_dir).stdout)
+    return _sections(host.run("sh -c %s sh %s %s", GATHER, cni_bin_dir, STATUS).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +151,11 @@ def cri(config: dict[str, Any]) -> dict[str, Any]:
         section = plugins["io.containerd.cri.v1.runtime"]
         runtimes, cni = section["containerd"], section["cni"]
         sandbox = plugins["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"]
+    options = runtimes["runtimes"][runtimes["default_runtime_name"]].get("options", {})
     return {
         "runtimes": runtimes["runtimes"],
         "default": runtimes["default_runtime_name"],
+        "program": options.get("BinaryName") or "runc",
         "cni": cni,
         "sandbox": sandbox,
     }
@@ -121,11 +167,11 @@ def test_containerd_is_enabled_and_runs(runtime: dict[str, str]) -> None:
     assert (state["UnitFileState"], state["ActiveState"], state["NRestarts"]) == ("enabled", "active", "0")
 
 
-def test_version(runtime: dict[str, str], expect: dict[str, Any]) -> None:
+def test_version(runtime: dict[str, str], cri: dict[str, Any], expect: dict[str, Any]) -> None:
     oldest = VERSIONS.get(expect.get("distribution_release") or "trixie", "1.6.0")
     wanted = _version(str(expect.get("containerd_minimum_version", oldest)))
     assert _version(runtime["version"]) >= wanted
-    assert "runc version" in runtime["runc"]
+    assert f"{Path(cri['program']).name} version" in runtime["runtimes"]
 
 
 def test_every_runc_runtime_uses_the_systemd_cgroup_driver(cri: dict[str, Any]) -> None:
@@ -159,6 +205,11 @@ def test_the_cri_plugin_works(config: dict[str, Any], runtime: dict[str, str]) -
     assert interesting, runtime["plugins"]
     assert set(interesting.values()) == {"ok"}, interesting
     assert states.get("io.containerd.snapshotter.v1.overlayfs") == "ok"
+
+
+@pytest.mark.reboot
+def test_the_cri_answers_that_the_runtime_is_ready(runtime: dict[str, str]) -> None:
+    assert READY in runtime["status"]
 
 
 def test_cni_plugins_are_there(runtime: dict[str, str]) -> None:
@@ -212,7 +263,9 @@ def _docker_archive(busybox: bytes) -> bytes:
     return whole.getvalue()
 
 
-def test_a_container_runs_in_a_systemd_cgroup(host: Host, ssh_command: list[str]) -> None:
+@pytest.fixture(scope="module")
+def container(host: Host, ssh_command: list[str], cri: dict[str, Any]) -> dict[str, str]:
+    """What was seen of a container of the default runtime, while it ran and when containerd had been restarted."""
     imported = subprocess.run(
         [*ssh_command, "sudo -n ctr --namespace k8s.io images import -"],
         input=_docker_archive(_static_busybox()),
@@ -221,10 +274,22 @@ def test_a_container_runs_in_a_systemd_cgroup(host: Host, ssh_command: list[str]
         check=False,
     )
     assert imported.returncode == 0, imported.stderr.decode(errors="replace")
-    answer = host.run("sh -c %s sh %s %s", RUN, IMAGE, GREETING)
+    answer = host.run("sh -c %s sh %s %s %s", RUN, IMAGE, GREETING, cri["program"])
     found = _sections(answer.stdout)
     assert found.get("output") == GREETING, f"{answer.stdout}\n{answer.stderr}"
-    assert re.fullmatch(r"0::/system\.slice/goldsmith-goldsmith-check-\d+\.scope", found["cgroup"]), found["cgroup"]
-    scope = _properties(found["scope"])
+    return found
+
+
+def test_a_container_runs_in_a_systemd_cgroup(container: dict[str, str]) -> None:
+    # crun makes another cgroup in the scope.
+    scope_of_it = r"0::/system\.slice/goldsmith-goldsmith-check-\d+\.scope(/container)?"
+    assert re.fullmatch(scope_of_it, container["cgroup"]), container
+    scope = _properties(container["scope"])
     assert (scope["ActiveState"], scope["Slice"]) == ("active", "system.slice")
-    assert found["left"] == ""
+    assert container["left"] == ""
+
+
+def test_a_container_outlives_a_restart_of_containerd(container: dict[str, str]) -> None:
+    assert container["restart"].endswith("done"), container
+    assert re.fullmatch(r"\d+ RUNNING", container["task"]), container
+    assert container["task_after_restart"] == container["task"]
