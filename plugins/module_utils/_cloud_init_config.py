@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import typing as t
+from array import array
 
 from ansible_collections.goldsmith.images.plugins.module_utils import _cloud_init_yaml as yaml
 from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_parts import (
@@ -20,6 +22,9 @@ from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_parts
     gunzip,
 )
 from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_text import Finding, Source, Text, finding
+
+if t.TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMMAND_KEYS = ("bootcmd", "runcmd")
 #: cloud-init runs what lies here, and only what may be executed.
@@ -72,8 +77,8 @@ def parse(text: Text, origin: str, kind: str = "cloud-config") -> Config:
     except yaml.YamlProblem as problem:
         place = text.at(problem.line, problem.column) if problem.line else None
         line = text.line(problem.line) if problem.line else ""
-        trap = re.match(r"\s*-\s+(\[\[|.*:\s|[&*!%@`{\[])", line)
-        reader.note(place, "error", "yaml", f"This is not YAML: {problem}.", _QUOTE if trap else "")
+        trap = not isinstance(problem, yaml.TooMuch) and re.match(r"\s*-\s+(\[\[|.*:\s|[&*!%@`{\[])", line)
+        reader.note(place, "error", "yaml", f"This cannot be read as YAML: {problem}.", _QUOTE if trap else "")
         return reader.config
     reader.config.root = root
     if kind == "archive":
@@ -145,19 +150,19 @@ class _Reader:
             self.note_at(node, "error", "item-type", f"{key} must be a list of commands.", "Begin each with `- `.")
             return
         value = [_HEADER]
-        places = [-1] * len(_HEADER)
+        places = array("i", [-1]) * len(_HEADER)
         for item in node.value:
             pieces = self.item(key, item)
             if pieces:
                 for piece, where in (*pieces, ("\n", [-1])):
                     value.append(piece)
-                    places += where
+                    places.extend(where)
         self.config.scripts.append(Script(Text("".join(value), self.text.source, places), self._origin(key)))
 
-    def item(self, key: str, item: t.Any) -> list[tuple[str, list[int]]]:
+    def item(self, key: str, item: t.Any) -> list[tuple[str, Sequence[int]]]:
         if yaml.is_scalar(item) and item.tag == yaml.STRING:
             text = yaml.scalar(self.text, item)
-            return [(text.value, list(text.places))]
+            return [(text.value, text.places)]
         if yaml.is_scalar(item) and item.tag == yaml.NULL:
             return []
         if yaml.is_sequence(item) and all(yaml.is_scalar(word) for word in item.value):
@@ -171,14 +176,14 @@ class _Reader:
         self.note_at(item, "error", "item-type", f"This {key} item is not a command: {what}.", hint)
         return []
 
-    def words(self, item: t.Any) -> list[tuple[str, list[int]]]:
-        pieces: list[tuple[str, list[int]]] = []
+    def words(self, item: t.Any) -> list[tuple[str, Sequence[int]]]:
+        pieces: list[tuple[str, Sequence[int]]] = []
         for word in item.value:
             text = yaml.scalar(self.text, word)
             pieces.append((" '" if pieces else "'", [-1] * (2 if pieces else 1)))
-            for char, place in zip(text.value, text.places):
-                quoted = "'\\''" if char == "'" else char
-                pieces.append((quoted, [place] * len(quoted)))
+            quoted = text.value.replace("'", "'\\''")
+            copies = (4 if char == "'" else 1 for char in text.value)
+            pieces.append((quoted, array("i", itertools.chain(*map(itertools.repeat, text.places, copies)))))
             pieces.append(("'", [-1]))
         return pieces
 

@@ -60,7 +60,8 @@ MIME_KINDS = {
     "text/x-shellscript-per-instance": "script",
     "text/x-shellscript-per-once": "script",
 }
-_JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+_JINJA_BEGINS = re.compile(r"\{[{%#]")
+_JINJA = {"{{": "}}", "{%": "%}", "{#": "#}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ def expand(parts: Parts, text: Text, kind: str, origin: str, depth: int = 0) -> 
 def _expand_template(parts: Parts, text: Text, origin: str, depth: int) -> None:
     """Hide the templates from who cannot read them: expressions become words, all branches of statements stay."""
     end = text.value.find("\n") + 1
-    hidden = text.replaced(_JINJA.sub(_hide, text.value))
+    hidden = text.replaced(_without_templates(text.value))
     inner = Parts()
     expand(inner, hidden.slice(end if end else len(text.value)), "auto", origin, depth + 1)
     parts.found += [dataclasses.replace(part, template=text) for part in inner.found]
@@ -199,9 +200,22 @@ def _expand_template(parts: Parts, text: Text, origin: str, depth: int) -> None:
     parts.not_evaluated += inner.not_evaluated
 
 
-def _hide(match: re.Match[str]) -> str:
-    filler = "x" if match[0].startswith("{{") else " "
-    return re.sub(r"[^\n]", filler, match[0])
+def _without_templates(text: str) -> str:
+    """Words in place of expressions, blanks in place of statements and comments; an end is looked for only once."""
+    pieces = []
+    done = at = 0
+    endless = set()
+    while opening := _JINJA_BEGINS.search(text, at):
+        closing = _JINJA[opening[0]]
+        end = -1 if closing in endless else text.find(closing, opening.end())
+        if end < 0:
+            endless.add(closing)
+            at = opening.start() + 1
+            continue
+        pieces.append(text[done : opening.start()])
+        done = at = end + len(closing)
+        pieces.append(re.sub(r"[^\n]", "x" if closing == "}}" else " ", text[opening.start() : done]))
+    return "".join([*pieces, text[done:]])
 
 
 def _expand_mime(parts: Parts, text: Text, origin: str, depth: int) -> None:

@@ -62,6 +62,10 @@ def _live(request: Request, tools: Tools, report: Report) -> None:
         )
 
 
+#: Of the parts of one file, which aliases can make a thousand times what stands in it.
+MAX_EXPANDED = 4 * _cloud_init_parts.MAX_BYTES
+
+
 class _Static:
     """The files: taken apart, then each kind of part shown to those who understand it."""
 
@@ -71,6 +75,8 @@ class _Static:
         self.tools = tools
         self.report = report
         self.scripts: list[Script] = []
+        #: Characters of this file's parts, and of what their aliases make of them.
+        self.expanded = 0
         #: Parts for the schema, each with its root node.
         self.configs: list[tuple[Part, t.Any]] = []
 
@@ -79,6 +85,7 @@ class _Static:
             kind = _cloud_init_files.kind_by_name(path) if self.request.type == "auto" else self.request.type
             if not kind:
                 continue
+            self.expanded = 0
             system_config = _cloud_init_files.is_system_config(path)
             if kind in ("auto", "cloud-config", "mime") and not system_config:
                 self.measure(label, data)
@@ -131,10 +138,14 @@ class _Static:
         if not _cloud_init_yaml.HAS_YAML:
             self.skip(part, "this Python has no PyYAML (python3-yaml), so nothing in it was read")
             return
+        if self.expanded > MAX_EXPANDED:
+            self.report.findings.append(_too_large(part.text, part.origin))
+            return
         config = _cloud_init_config.parse(part.text, part.origin, part.kind)
         self.report.findings += config.findings
         self.report.secrets |= config.secrets
         self.scripts += config.scripts
+        self.expanded += len(part.text.value) + sum(len(script.text.value) for script in config.scripts)
         for kind, origin, text in config.inner:
             inner = _cloud_init_parts.Parts()
             _cloud_init_parts.expand(inner, text, kind, origin, depth=1)
@@ -200,6 +211,11 @@ class _Static:
 def _not_executable(path: str) -> Finding:
     message = "cloud-init runs only what may be executed, and leaves this out."
     return Finding(path, "user-data", None, None, "error", "content", "not-executable", message, f"chmod 0755 {path}")
+
+
+def _too_large(text: Text, origin: str) -> Finding:
+    message = f"With all its aliases it is more than {MAX_EXPANDED} characters: from here on it was not read."
+    return finding(text, origin, None, "error", "content", "too-large", message)
 
 
 def _headerless(text: Text, origin: str) -> Finding:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import typing as t
+from array import array
 
 from ansible_collections.goldsmith.images.plugins.module_utils._cloud_init_text import Text
 
@@ -26,6 +27,8 @@ if t.TYPE_CHECKING:
 STRING = "tag:yaml.org,2002:str"
 NULL = "tag:yaml.org,2002:null"
 _MAX_DEPTH = 100
+#: Of all values with their aliases written out, which can make a thousand times of what stands in the file.
+_MAX_SIZE = 512 << 10
 _HEX = {"x": 2, "u": 4, "U": 8}
 
 
@@ -38,10 +41,14 @@ class YamlProblem(Exception):
         self.column = column
 
 
+class TooMuch(YamlProblem):
+    """It is YAML, and more of it than is taken apart."""
+
+
 def compose(text: Text) -> t.Any:
     """The root node, None for an empty document."""
     try:
-        _require_shallow(text.value)
+        _require_small(text.value)
         return yaml.compose(text.value, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -51,16 +58,30 @@ def compose(text: Text) -> t.Any:
         raise YamlProblem(str(error).split("\n", maxsplit=1)[0]) from error
 
 
-def _require_shallow(text: str) -> None:
+def _require_small(text: str) -> None:
     """Nodes are composed by recursion, which ends the process where the nesting is too deep; events are not."""
-    depth = 0
+    anchored: dict[str, int] = {}
+    # Anchor and size of the collections that are open; the first is the document.
+    names: list[str | None] = [None]
+    sizes = [0]
     for event in yaml.parse(text, Loader=Loader):
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise YamlProblem("it is nested too deeply", event.start_mark.line + 1, event.start_mark.column + 1)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+            names.append(event.anchor)
+            sizes.append(0)
+        elif isinstance(event, (yaml.NodeEvent, yaml.CollectionEndEvent)):
+            if isinstance(event, yaml.CollectionEndEvent):
+                name, size = names.pop(), sizes.pop() + 1
+            elif isinstance(event, yaml.AliasEvent):
+                name, size = None, anchored.get(event.anchor, 0)
+            else:
+                name, size = event.anchor, len(event.value) + 1
+            if name is not None:
+                anchored[name] = size
+            sizes[-1] += size
+        problem = "nested too deeply" if len(sizes) > _MAX_DEPTH + 1 else ""
+        problem = "too large with all its aliases" if sizes[-1] > _MAX_SIZE else problem
+        if problem:
+            raise TooMuch(f"it is {problem}", event.start_mark.line + 1, event.start_mark.column + 1)
 
 
 def is_mapping(node: t.Any) -> bool:
@@ -118,7 +139,7 @@ def scalar(text: Text, node: t.Any) -> Text:
     else:
         indices = _flowing(node.value, raw, start, end, node.style or "")
     last = len(text.places) - 1
-    return Text(node.value, text.source, [text.places[min(index, last)] for index in indices])
+    return Text(node.value, text.source, array("i", (text.places[min(index, last)] for index in indices)))
 
 
 def _literal(value: str, raw: str, start: int) -> list[int]:

@@ -129,7 +129,11 @@ def probe(path: Path) -> tuple[list[str], float]:
         ("binary", "is not UTF-8"),
         ("zeros", "binary data"),
         ("cut", "it begins like gzip and ends too early"),
-        ("nested", "not YAML"),
+        ("nested", "cannot be read as YAML: it is nested too deeply"),
+        ("template", "cannot be read as YAML: it is nested too deeply"),
+        ("aliases", "error: This cannot be read as YAML: it is too large with all its aliases. [yaml"),
+        ("aliased content", "it is too large with all its aliases"),
+        ("archives", "from here on it was not read"),
         ("config", ""),
         ("items", ""),
         ("script", ""),
@@ -150,6 +154,17 @@ def test_bad_input_takes_little_memory(tmp_path: Path, name: str, words: str) ->
             "binary": b"\x7fELF" + bytes(range(256)) * 100,
             "zeros": bytes(1000),
             "nested": b"#cloud-config\n" + b"[" * size,
+            "template": b"## template: jinja\n#cloud-config\n" + b"{{" * (size // 2),
+            "aliases": b"#cloud-config\nx: &a [" + b"word, " * 40 + b"]\nruncmd:\n" + b"- *a\n" * 40_000,
+            "aliased content": b"#cloud-config\nx: &a '#!/bin/sh "
+            + b"#" * 9000
+            + b"'\nwrite_files:\n"
+            + b"- {path: /a, content: *a}\n" * 8000,
+            "archives": b"#cloud-config-archive\n- &a |\n  #cloud-config\n  x: &a [word, "
+            + b"word, " * 200
+            + b"]\n  runcmd:\n"
+            + b"  - *a\n" * 60
+            + b"- *a\n" * 100,
             "config": b"#cloud-config\nwrite_files:\n" + b"- {path: /a, content: abc}\n" * (size // 27),
             "items": b"#cloud-config\nruncmd:\n" + b"- echo $x\n" * (size // 10),
             "script": b"#!/bin/sh\n" + b"[[ $x ]] || true\n" * (size // 17),
