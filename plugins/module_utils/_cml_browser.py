@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ ARGUMENTS = (
     "--disable-default-apps",
 )
 LIMIT_ERRORS = 20
+#: Milliseconds for a question to a page that has had its time.
+PATIENCE = 1000
 PASSWORD = "input[type=password]"
 # CML's field may be of any of these kinds; what it is not is hidden, a box or a button.
 USER = "input:not([type]), input[type=text], input[type=email], input[type=search]"
@@ -98,9 +101,8 @@ def look(place: Place, path: str, deadline: Deadline, browser: str | None, ignor
             if "waiting for" not in error.message:
                 _note(page, error.message)
         finally:
-            tabs = context.pages
-            if tabs:
-                _read(tabs[-1], page)
+            if context.pages:
+                _read(context.pages[-1], page, Error)
             context.close()
     return page
 
@@ -118,11 +120,16 @@ def _stay_on(context: t.Any, host: str) -> None:
     context.route("**/*", decide)
 
 
-def _read(tab: t.Any, page: Page) -> None:
-    page.title = printable(tab.title())
-    page.password_field = tab.locator(PASSWORD).first.is_visible()
-    fields = tab.locator(USER)
-    page.user_field = any(fields.nth(number).is_visible() for number in range(min(fields.count(), 20)))
+def _read(tab: t.Any, page: Page, errors: type[Exception]) -> None:
+    """What is there at the end. Each question has its own time-out: a page whose script never ends answers none."""
+    with contextlib.suppress(errors):
+        page.title = printable(tab.locator("title").first.text_content(timeout=PATIENCE))
+    with contextlib.suppress(errors):
+        tab.wait_for_selector(PASSWORD, state="visible", timeout=PATIENCE)
+        page.password_field = True
+    with contextlib.suppress(errors):
+        tab.locator(USER).locator("visible=true").first.wait_for(timeout=PATIENCE)
+        page.user_field = True
 
 
 def _note(page: Page, text: str) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def test_log_in_page_that_cannot_be_used(site: Site, body: str, problems: list[s
     assert (result["ok"], result["state"], result["level"]) == (False, "page_broken", "web")
     for text in problems:
         assert text in result["problems"][0]
+
+
+@needs_browser
+@pytest.mark.parametrize("script", ["while(true){}", "setTimeout(() => {while(true){}}, 500)"])
+def test_page_whose_script_never_ends(site: Site, script: str) -> None:
+    page = f"<html><link rel='icon' href='data:,'><body><script>{script}</script><input></body></html>"
+    site.page.write_text(page, encoding="utf-8")
+    start = time.monotonic()
+    result = site.check(level="browser", timeout=8)
+    assert time.monotonic() - start < 8 + 10
+    assert (result["ok"], result["state"], result["level"]) == (False, "page_broken", "web")
+    assert "no field for the password" in result["problems"][0]
 
 
 @needs_browser
