@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import ssl
@@ -17,6 +18,7 @@ import typing as t
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
+from ansible_collections.goldsmith.images.plugins.module_utils import _openpgp
 from ansible_collections.goldsmith.images.plugins.module_utils._net_http import Proxy, fetch
 from ansible_collections.goldsmith.images.plugins.module_utils._net_result import (
     Deadline,
@@ -26,6 +28,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._net_result impor
 )
 from ansible_collections.goldsmith.images.plugins.module_utils._net_targets import Url
 
+PROGRAMS = "/usr/bin:/bin:/usr/local/bin"
 LIMIT = 2 * 1024 * 1024
 #: apt itself tolerates that much (Acquire::Max-FutureTime).
 FUTURE = 10.0
@@ -99,13 +102,15 @@ def check_release(
 
 
 def verify(signed: bytes, keyring: str, way: str, deadline: Deadline) -> str:
-    program = shutil.which("gpgv", path="/usr/bin:/bin:/usr/local/bin")
+    program = shutil.which("gpgv", path=PROGRAMS)
     if program is None:
         raise Problem("signature_unchecked", "there is no gpgv", status="warn", method=way)
-    with tempfile.NamedTemporaryFile(prefix="InRelease.") as file:
+    with tempfile.NamedTemporaryFile(prefix="InRelease.") as file, tempfile.NamedTemporaryFile(prefix="keys.") as keys:
         file.write(signed)
         file.flush()
-        command = [program, "--keyring", keyring, file.name]
+        keys.write(_binary(keyring))
+        keys.flush()
+        command = [program, "--keyring", keys.name, file.name]
         done = subprocess.run(command, capture_output=True, timeout=max(deadline.left(), 0.1), check=False)
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
@@ -113,21 +118,45 @@ def verify(signed: bytes, keyring: str, way: str, deadline: Deadline) -> str:
     return "signed"
 
 
-def configured() -> list[tuple[str, str]]:
-    """URI and suite of each repository that apt uses over HTTP."""
-    program = shutil.which("apt-get", path="/usr/bin:/bin")
+def _binary(keyring: str) -> bytes:
+    """Its keys as gpgv wants them, which, unlike apt, reads no armor."""
+    with open(keyring, "rb") as file:
+        data = file.read()
+    if not data.lstrip().startswith(b"-----BEGIN PGP"):
+        return data
+    try:
+        return _openpgp.dearmor(data.decode("utf-8", "replace"))
+    except _openpgp.OpenPGPError as exc:
+        raise Problem("release_signature", f"{keyring}: {exc}") from exc
+
+
+def configured(timeout: float) -> list[tuple[str, str, str | None]]:
+    """URI, suite and, where it can be checked with, keyring of each repository that apt uses over HTTP."""
+    program = shutil.which("apt-get", path=PROGRAMS)
     if program is None:
-        return []
-    command = [program, "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return list(
-        dict.fromkeys(
-            t.cast("tuple[str, str]", tuple(line.split()))
-            for line in done.stdout.splitlines()
-            if line.startswith("http")
-        )
-    )
+        raise Problem("no_repository", "there is no apt-get")
+    command = [program, "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(SIGNED_BY)", "Created-By: Packages"]
+    # A file, because a pipe would also wait for whatever the program leaves running.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=said, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired as exc:
+            problem = Problem("timeout", f"apt-get indextargets has not ended in {timeout:g} s")
+            problem.hint = "It only reads files in /etc/apt and /var/lib/apt: look at the disk, and what else runs."
+            raise problem from exc
+        said.seek(0)
+        lines = [line.split() for line in said if line.startswith("http")]
+    if not lines:
+        raise Problem("no_repository", "apt uses no repository over HTTP")
+    return list(dict.fromkeys((words[0], words[1], _keyring(words[2:])) for words in lines if len(words) > 1))
 
 
-def no_repository(_deadline: Deadline) -> t.NoReturn:
-    raise Problem("no_repository", "apt uses no repository over HTTP")
+def _keyring(signed_by: t.Sequence[str]) -> str | None:
+    """The one file that apt takes the keys from; not if it takes any, or has them in its configuration."""
+    path = signed_by[0] if len(signed_by) == 1 else ""
+    usable = os.path.isabs(path) and os.path.isfile(path) and shutil.which("gpgv", path=PROGRAMS)
+    return path if usable else None
+
+
+def report(problem: Problem, _deadline: Deadline) -> t.NoReturn:
+    raise problem

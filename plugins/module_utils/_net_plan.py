@@ -24,7 +24,13 @@ from ansible_collections.goldsmith.images.plugins.module_utils import (
     _net_targets,
     _net_time,
 )
-from ansible_collections.goldsmith.images.plugins.module_utils._net_result import Check, Deadline, Finding, InputError
+from ansible_collections.goldsmith.images.plugins.module_utils._net_result import (
+    Check,
+    Deadline,
+    Finding,
+    InputError,
+    Problem,
+)
 
 Options = t.Mapping[str, t.Any]
 
@@ -210,10 +216,11 @@ def _apt_checks(options: Options) -> t.Iterator[Check]:
         return
     repositories = [(each["uri"], each["suite"], each["keyring"]) for each in apt["repositories"]]
     if apt["configured"]:
-        found = _net_apt.configured()
-        if not found:
-            yield Check("apt", "configured repositories", _net_apt.no_repository)
-        repositories += [(uri, suite, None) for uri, suite in found]
+        try:
+            # apt is asked before anything runs: half of the time is left for what it says, and for all other checks.
+            repositories += _net_apt.configured(options["timeout"] / 2)
+        except Problem as problem:
+            yield Check("apt", "configured repositories", partial(_net_apt.report, problem))
     elif not repositories:
         raise InputError("apt: nothing is asked: give repositories, or configured")
     for uri, suite, keyring in repositories:

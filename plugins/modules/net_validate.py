@@ -174,7 +174,8 @@ options:
     type: dict
     suboptions:
       configured:
-        description: Take all repositories that apt is configured to use over HTTP.
+        description: Take all repositories that apt is configured to use over HTTP. Where apt's configuration names one
+          file with keys (C(Signed-By)) and gpgv is installed, the signature is checked too, otherwise the dates alone.
         type: bool
         default: false
       repositories:
@@ -436,13 +437,14 @@ from ansible_collections.goldsmith.images.plugins.module_utils._net_result impor
 
 def main() -> t.NoReturn:
     module = AnsibleModule(argument_spec=_net_spec.SPEC, supports_check_mode=True)
+    start = time.monotonic()
     try:
         options = _net_spec.complete(module.params)
         checks = _net_plan.plan(options)
     except InputError as exc:
         module.fail_json(msg=str(exc))
-    start = time.monotonic()
-    results = _net_run.run(checks, options["timeout"], options["retries"], options["parallel"])
+    left = options["timeout"] - (time.monotonic() - start)
+    results = _net_run.run(checks, left, options["retries"], options["parallel"])
     result = {**_net_run.report(results), "elapsed_ms": round((time.monotonic() - start) * 1000, 2)}
     bad = [entry for entry in result["checks"] if entry["status"] in options["fail_on"]]
     if bad:
