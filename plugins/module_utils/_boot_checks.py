@@ -88,7 +88,10 @@ def rounds(options: t.Mapping[str, t.Any]) -> t.Iterator[list[Result]]:
         yield [_net_run.run_here(check, KVM_TIMEOUT)]
     network = options["network"]
     if network is not None:
-        yield _net_run.run(_net_plan.plan(network), network["timeout"], network["retries"], network["parallel"])
+        start = time.monotonic()
+        checks = _net_plan.plan(network)
+        left = network["timeout"] - (time.monotonic() - start)
+        yield _net_run.run(checks, left, network["retries"], network["parallel"])
     if options["cloud_init_timeout"] is not None:
         look = partial(_boot_cloud_init.check_cloud_init, _boot_cloud_init.RUN)
         yield [_net_run.run_here(Check("cloud_init", "this boot", look), options["cloud_init_timeout"])]
@@ -118,29 +121,46 @@ def write_console(path: str, text: str) -> None:
             os.close(terminal)
 
 
-def publish(options: t.Mapping[str, t.Any], text: str, *, first: bool) -> None:
-    """To the journal, to the log of this boot, to the consoles."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-    log = os.open(options["log"], os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if first else os.O_APPEND), 0o640)
-    with os.fdopen(log, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    for path in consoles() if options["consoles"] else []:
-        write_console(path, text)
+class Audience:
+    """The journal, the log of this boot and the consoles. Who cannot be told keeps nothing from the others."""
+
+    def __init__(self, log: str, *, consoles: bool) -> None:
+        self._log = log
+        self._consoles = consoles
+        self._mode = os.O_TRUNC
+        self._log_failed = False
+
+    def tell(self, text: str) -> None:
+        try:
+            self._write_log(text)
+        except OSError as exc:
+            text += "" if self._log_failed else f"boot checks: cannot write {self._log}: {exc.strerror}\n"
+            self._log_failed = True
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        for path in consoles() if self._consoles else []:
+            write_console(path, text)
+
+    def _write_log(self, text: str) -> None:
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | self._mode, 0o640)
+        self._mode = os.O_APPEND
+        with os.fdopen(log, "w", encoding="utf-8") as stream:
+            stream.write(text)
 
 
 def run(options: t.Mapping[str, t.Any]) -> int:
     results: list[Result] = []
-    publish(options, f"boot checks: started {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n", first=True)
+    audience = Audience(options["log"], consoles=options["consoles"])
+    audience.tell(f"boot checks: started {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
     for found in rounds(options):
         results += found
-        publish(options, "".join(_net_run.line(asdict(result)) + "\n" for result in found), first=False)
+        audience.tell("".join(_net_run.line(asdict(result)) + "\n" for result in found))
     report = _net_run.report(results)
     bad = sum(result.status in options["fail_on"] for result in results)
     said = ", ".join(f"{count} {status}" for status, count in report["summary"].items() if count)
     verdict = "FAILED" if bad else "passed"
     # The last line is for programs.
-    publish(options, f"boot checks: {verdict} ({said or 'nothing to check'})\n{json.dumps(report)}\n", first=False)
+    audience.tell(f"boot checks: {verdict} ({said or 'nothing to check'})\n{json.dumps(report)}\n")
     return 1 if bad else 0
 
 

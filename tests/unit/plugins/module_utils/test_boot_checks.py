@@ -122,6 +122,18 @@ def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (tmp_path / "log").stat().st_mode & 0o777 in (0o640, 0o644)  # the second: it was there before
 
 
+def test_log_that_cannot_be_written_keeps_nothing_from_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = str(tmp_path / "no/such/folder/log")
+    assert _boot_checks.run(_boot_checks.load(config(tmp_path, network=LOCAL, log=log))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"boot checks: cannot write {log}: No such file or directory"
+    assert lines[2].startswith("PASS interface lo (")
+    assert lines[3] == "boot checks: passed (1 pass)"
+    assert len(lines) == 5
+
+
 def test_what_fails_is_said_with_its_hint(tmp_path: Path) -> None:
     network = {**LOCAL, "tcp": ["127.0.0.1:1"]}
     path = config(tmp_path, network=network, kvm_level="accelerated")
