@@ -57,7 +57,8 @@ if ! grep -qF "  ${package##*/}" "$provision/SHA256SUMS"; then
   exit 1
 fi
 
-work=$(mktemp -d)
+# Not /tmp: that is memory on Debian 13, and the package has several GB.
+work=$(mktemp -d -p /var/tmp)
 chmod 0755 "$work" # apt reads as another user
 case $package in
 *.pkg) tar --extract --no-same-owner --directory "$work" --file "$package" ;;
@@ -70,6 +71,17 @@ if [ ! -s "$work/list" ]; then
 fi
 set --
 while IFS= read -r file; do set -- "$@" "$file"; done <"$work/list"
+# The programs of IOL nodes have 32 bits: where a package is of that architecture, or needs one that is, apt must know it.
+for file; do
+  case $(dpkg-deb --field "$file" Package Architecture Pre-Depends Depends) in
+  "Package: iol-tools"* | *"Architecture: i386"* | *:i386*)
+    say "${file##*/} needs the architecture i386"
+    dpkg --add-architecture i386
+    apt-get --quiet -o DPkg::Lock::Timeout=600 update
+    break
+    ;;
+  esac
+done
 say "installing ${package##*/}: $# packages"
 DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=600 install "$@"
 
