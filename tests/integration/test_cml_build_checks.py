@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,12 @@ without_network = pytest.mark.skipif(
 )
 
 
-def apply(tmp_path: Path, ansible_env: dict[str, str], *prefix: str, **variables: Any) -> tuple[int, str]:
+def apply(
+    tmp_path: Path, ansible_env: dict[str, str], *prefix: str, package: str = "", **variables: Any
+) -> tuple[int, str]:
     """Apply the role to this machine; with a host for the user interface it changes nothing."""
     variables = {"cloud_init": [], **variables}
-    variables = {f"cml_build_checks_{name}": value for name, value in variables.items()}
+    variables = {f"cml_build_checks_{name}": value for name, value in variables.items()} | {"cml_host_package": package}
     play = [
         {"hosts": "localhost", "gather_facts": False, "roles": ["goldsmith.images.cml_build_checks"], "vars": variables}
     ]
@@ -55,12 +58,20 @@ def apply(tmp_path: Path, ansible_env: dict[str, str], *prefix: str, **variables
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
+def test_mock_beside_a_package(tmp_path: Path, ansible_env: dict[str, str]) -> None:
+    code, output = apply(tmp_path, ansible_env, keep_mock_gui=True, package="/srv/cml2.pkg")
+    assert code != 0
+    assert "cml_build_checks_keep_mock_gui and cml_host_package exclude each other" in output
+    assert "whether KVM works" not in output
+
+
 def test_kvm(tmp_path: Path, ansible_env: dict[str, str]) -> None:
     if _kvm.judge(_kvm.probe("/dev/kvm", platform.machine(), 1000, 50.0, 2.0), 50.0).accelerated:
         pytest.skip("KVM is accelerated here")
     code, output = apply(tmp_path, ansible_env, gui_host="https://localhost")
     assert code != 0
     assert "KVM does not reach the level accelerated here" in output
+    assert re.search(r"the level accelerated here \(\w+\)\. [A-Z/]\w+ ", output)  # the hint
 
 
 @without_network
@@ -82,6 +93,7 @@ def test_bash_that_dash_cannot_read(tmp_path: Path, ansible_env: dict[str, str],
     code, output = apply(tmp_path, ansible_env, kvm="report", gui_host="https://localhost", **{name: value})
     assert code != 0
     assert "redirection unexpected" in output
+    assert "cmd >file 2>&1" in output  # the correction
     assert "how far the user interface has come" not in output
 
 
