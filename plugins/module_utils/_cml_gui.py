@@ -421,7 +421,7 @@ def _said(answer: Answer) -> str:
 
 def _title(answer: Answer) -> str | None:
     text = answer.body.decode("utf-8", "replace")
-    match = re.search(r"<title[^>]*>([^<]{1,1000})", text, re.IGNORECASE)
+    match = re.search(r"<title[^<>]*>([^<]{1,1000})", text, re.IGNORECASE)
     return printable(" ".join(html.unescape(match[1]).split())) if match else None
 
 
