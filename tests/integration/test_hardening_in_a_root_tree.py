@@ -141,7 +141,10 @@ def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile:
     assert "tcp dport 22 accept" in rules
     ports = {
         "kubernetes_node": ["tcp dport 6443", "tcp dport 10250", "th dport 30000-32767", "udp dport 8472"],
-        "cml_host": ["tcp dport 1122", "tcp dport 9090", "tcp dport 443", "th dport 2000-7999"],
+        "cml_host": [
+            *(f"tcp dport {port} accept" for port in (22, 80, 443, 1122, 9090)),
+            "meta l4proto { tcp, udp } th dport 2000-7999 accept",
+        ],
     }
     assert [port for port in ports.get(profile, []) if port not in rules] == []
 

@@ -47,7 +47,10 @@ BLOCKED = ("cramfs", "hfsplus", "dccp", "rds", "tipc", "usb-storage")
 NEVER_BLOCKED = ("overlay", "br_netfilter", "vfat", "isofs", "udf")
 PORTS = {
     "kubernetes_node": ("tcp dport 6443", "tcp dport 10250", "th dport 30000-32767", "udp dport 8472"),
-    "cml_host": ("tcp dport 443", "tcp dport 1122", "tcp dport 9090", "th dport 2000-7999"),
+    "cml_host": (
+        *(f"tcp dport {port} accept" for port in (22, 80, 443, 1122, 9090)),
+        "meta l4proto { tcp, udp } th dport 2000-7999 accept",
+    ),
 }
 MOUNTS = {"/dev/shm": {"nosuid", "nodev", "noexec"}, "/tmp": {"nosuid", "nodev"}}
 
