@@ -211,10 +211,12 @@ def test_the_image_cml_can_be_planned_for_ec2(cloud: Cloud, build) -> None:
     image = cloud.image(REGION, name="debian-13-amd64-20260101", architecture="x86_64", virtualization_type="hvm")
     cloud.images(HOME, REGION)[0].owner_id = owner
     settings = {"region": REGION, "endpoint_url": cloud.url, "ssh_source_cidrs": ["192.0.2.7/32"]}
-    done = build("cml", "--check", "-e", "builder=amazon-ebs", "-e", json.dumps({"amazon_ebs": settings}))
+    done = build("cml", "--check", "-v", "-e", "builder=amazon-ebs", "-e", json.dumps({"amazon_ebs": settings}))
     assert f"source AMI {image} debian-13-amd64-20260101 (owner {owner}" in folded(done.stdout), done.stdout
     assert "instance m5zn.metal in eu-west-1; can run VMs" in folded(done.stdout)
     assert "output/cml-amazon-ebs" in done.stdout
+    assert re.search(r'"roles": \[[^]]*"cml_build_checks"', folded(done.stdout))
+    assert '"cml_build_checks_kvm": "fail"' in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------ the build
