@@ -76,6 +76,11 @@ def test_the_journal_has_them_too(checks: dict[str, str]) -> None:
 
 
 @pytest.mark.reboot
+def test_the_serial_line_is_among_those_who_are_told(checks: dict[str, str]) -> None:
+    assert "ttyS0" in checks["console"].split()
+
+
+@pytest.mark.reboot
 def test_the_boot_did_not_wait_for_them(checks: dict[str, str]) -> None:
     assert checks["boot"] == "active"
     assert checks["cycles"] == ""

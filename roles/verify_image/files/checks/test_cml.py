@@ -47,6 +47,7 @@ section nested; modprobe --showconfig | grep '^options kvm_'
 section modules; grep -hE '^(tun|vhost_net) ' /proc/modules
 section kvm_ok; command -v kvm-ok
 section provision; stat --format='%a %U' /provision; ls -A /provision
+section link; cat /etc/systemd/network/10-cml-primary.link 2>/dev/null
 section devices; nmcli --terse --fields DEVICE,STATE device
 section unpin
 if command -v nmcli >/dev/null; then
@@ -138,6 +139,11 @@ def test_pins_of_another_machine_are_removed_before_they_cut_the_network(cml: di
 
 def test_bridges_have_the_mtu_of_their_ports(cml: dict[str, str], expect: dict[str, Any]) -> None:
     assert str(expect.get("cml_mtu", 1500)) in cml["bridge"].splitlines(), cml["bridge"]
+
+
+def test_the_interface_gets_the_name_that_was_asked_for(cml: dict[str, str], expect: dict[str, Any]) -> None:
+    name = expect.get("cml_primary_interface")
+    assert cml["link"] == (f"[Match]\nDriver=ena virtio_net\n\n[Link]\nName={name}" if name else "")
 
 
 def test_no_licence_token_is_in_the_image(cml: dict[str, str]) -> None:
