@@ -51,3 +51,10 @@ def test_image_is_built_checked_and_booted(play, tmp_path: Path, nested: bool):
     packages = {package["name"] for package in manifest["packages"]}
     assert {"libvirt-daemon-system", "network-manager", "qemu-system-x86"} <= packages
     assert "nginx-light" not in packages
+    # CML's own images boot with UEFI only.
+    image = folder / "cml.qcow2"
+    verified = play(
+        "playbooks/verify_image.yml", "-e", f"verify_image_path={image}",
+        "-e", f"verify_image_work_dir={tmp_path}/verify", "-e", "verify_image_firmware=uefi",
+    )  # fmt: skip
+    assert verified.wait(HOURS) == 0, verified.output[-12000:]
