@@ -23,9 +23,11 @@ MAX_FILES = 200
 #: What cloud-init runs on a machine, and what it was given.
 _SYSTEM_PATHS = (
     "/var/lib/cloud/instance/user-data.txt",
+    "/var/lib/cloud/instance/vendor-data.txt",
     "/var/lib/cloud/scripts/per-boot",
     "/var/lib/cloud/scripts/per-instance",
     "/var/lib/cloud/scripts/per-once",
+    "/etc/cloud/cloud.cfg",
     "/etc/cloud/cloud.cfg.d",
 )
 
@@ -42,7 +44,10 @@ def files(request: Request) -> Iterator[tuple[str, str, bytes]]:
         paths += [path for path in _SYSTEM_PATHS if os.path.exists(path)]
     for path in paths:
         for name in _names(path):
-            yield name, name, read(name)
+            data = read(name)
+            # cloud-init leaves an empty file where nobody gave it data.
+            if data or path not in _SYSTEM_PATHS:
+                yield name, name, data
 
 
 def _names(path: str) -> list[str]:
@@ -62,6 +67,11 @@ def _names(path: str) -> list[str]:
 def is_system_config(path: str) -> bool:
     """Configuration of the system: cloud-init wants no first line there, and its schema is not made for it."""
     return path.endswith(".cfg")
+
+
+def is_vendor_data(path: str) -> bool:
+    """From the cloud itself, which keeps no limit for users."""
+    return os.path.basename(path).startswith("vendor-data")
 
 
 def is_run_at_boot(path: str) -> bool:

@@ -87,7 +87,8 @@ class _Static:
                 continue
             self.expanded = 0
             system_config = _cloud_init_files.is_system_config(path)
-            if kind in ("auto", "cloud-config", "mime") and not system_config:
+            of_the_user = not (system_config or _cloud_init_files.is_vendor_data(path))
+            if kind in ("auto", "cloud-config", "mime") and of_the_user:
                 self.measure(label, data)
             parts = _cloud_init_parts.take_apart(label, data, "auto" if kind == "mime" else kind)
             self.collect(parts, system_config)

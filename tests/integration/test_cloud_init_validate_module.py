@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.goldsmith.images.tests.support import documented, root_tree
 
 BROKEN = "#cloud-config\nruncmd:\n  - set -e\n  - exec > >(tee log) 2>&1\n"
@@ -212,6 +213,30 @@ def test_oldest_python_of_a_target(run_module, tmp_path: Path) -> None:
     assert result["evaluated"] is False or not without_yaml
 
 
+@in_a_tree
+def test_provisioning_refuses_what_the_image_would_stumble_over(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, ansible_env: dict[str, str]
+) -> None:
+    tree = root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
+    [play] = yaml.safe_load((documented.MODULES.parents[1] / "playbooks/provision.yml").read_text())
+    [task] = [task for task in play["tasks"] if "goldsmith.images.cloud_init_validate" in task]
+    script = tree.path / "var/lib/cloud/scripts/per-boot/log"
+    vendor = tree.path / "var/lib/cloud/instance/vendor-data.txt"
+    for path, text in ((script, "#!/bin/sh\nset -e\nexec > >(tee f)\n"), (vendor, "#!/bin/sh\nset -e\ncat <<<x\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    script.chmod(0o755)
+    (vendor.parent / "user-data.txt").write_text("")
+    refused = tree.play([task], ansible_env)
+    assert refused.code != 0
+    assert "/var/lib/cloud/scripts/per-boot/log:3:6: error" in refused.output
+    assert "/var/lib/cloud/instance/vendor-data.txt:3:5: error" in refused.output
+    script.write_text("#!/bin/sh\nset -e\nexec >f\n")
+    vendor.write_text("")
+    accepted = tree.play([task], ansible_env)
+    assert accepted.code == 0, accepted.output
+
+
 CASES = {
     "story": "#cloud-config\nruncmd:\n  - set -e\n  - exec > >(tee f) 2>&1\n  - [[ -f x ]]\n",
     "valid": "#cloud-config\nruncmd:\n  - exec > >(tee f) 2>&1\n",
@@ -286,6 +311,8 @@ def test_with_the_real_cloud_init(suite: str, version: int, ansible_env: dict[st
     # Exit 0, and nothing was looked at.
     schema = found["without"]["schema"][0]
     assert (schema["rc"], schema["evaluated"], found["without"]["valid"]) == (0, False, False)
+    # Debian's own configuration is in order.
+    assert [text for text in found["system"]["problems"] if text.startswith("/etc/cloud/")] == []
     # The system: nothing has booted, and a script of every boot is wrong.
     system = found["system"]
     assert (system["status"]["state"], system["status"]["exit_code"]) == ("not_started", 0)
