@@ -209,6 +209,58 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     found.server_close()
 
 
+FACTS = {"ansible.builtin.setup": {"gather_subset": ["!all", "!min", "chroot", "distribution"]}}
+
+
+def test_ssm_agent_from_a_package(
+    bare: root_tree.RootTree, ansible_env: dict[str, str], server: tuple[str, Path]
+) -> None:
+    url, package = server
+    (package.parent / "agent").mkdir()
+    packed = make_package(package.parent / "agent", name="amazon-ssm-agent")
+    subprocess.run(["tar", "-C", package.parent, "-xf", packed], check=True)
+    [deb] = package.parent.glob("amazon-ssm-agent*.deb")
+    task = {"ansible.builtin.include_role": {"name": ROLE, "tasks_from": "ssm_agent.yml"}}
+
+    def install(wanted: str) -> root_tree.Played:
+        address = f"{url.rpartition('/')[0]}/{deb.name}"
+        return bare.play([FACTS, task], ansible_env, cml_host_ssm_agent_url=address, cml_host_ssm_agent_checksum=wanted)
+
+    def installed() -> bool:
+        return "installed" in bare.run("dpkg-query", "--show", "--showformat=${Status}", deb.name[:16], check=False)
+
+    wrong = install("sha256:" + "0" * 64)
+    assert wrong.code != 0 and "checksum" in wrong.output
+    assert not installed()
+    first = install(checksum(deb))
+    assert first.code == 0, first.output
+    assert installed()
+    assert install(checksum(deb)).recap["changed"] == 0
+
+
+def on(distribution: str) -> list[Any]:
+    """The role on a system that says it is another."""
+    fake = {"ansible.builtin.set_fact": {"distribution": distribution, "cacheable": True}}
+    return [FACTS, fake, {"ansible.builtin.include_role": {"name": ROLE}}]
+
+
+def test_ubuntu(bare: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    played = bare.play(on("Ubuntu"), ansible_env, "--check", "--diff")
+    assert played.code == 0, played.output
+    assert "/etc/netplan/99-cml.yaml" in played.output
+    assert "renderer: NetworkManager" in played.output
+    assert "50-cml-devices.conf" not in played.output
+    agent = bare.play(on("Ubuntu"), ansible_env, "--check", cml_host_ssm_agent=True)
+    assert agent.code != 0
+    assert "Ubuntu's SSM agent is a snap, which needs a running snapd" in " ".join(agent.output.split())
+
+
+def test_distribution_that_nobody_knows(bare: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    played = bare.play(on("Fedora"), ansible_env, "--check")
+    assert played.code != 0
+    assert "this role knows Ubuntu and Debian, not Fedora" in " ".join(played.output.split())
+
+
 BRING = {"ansible.builtin.include_role": {"name": ROLE, "tasks_from": "package.yml"}}
 
 
