@@ -147,11 +147,6 @@ def build_command(wanted: Invocation) -> list[str]:
         *flash,
         *_blockdev(DISK_NODE, wanted.disk_format, wanted.disk, writable),
         *("-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=1"),
-    ]
-    if wanted.seed is not None:
-        command += _blockdev("seed", "raw", wanted.seed, {"read-only": True})
-        command += ["-device", "ide-cd,drive=seed"]
-    command += [
         *("-netdev", ",".join(["user,id=net,ipv6=off", *forwards])),
         *("-device", f"virtio-net-pci,netdev=net,mac={MAC_ADDRESS}"),
         *("-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"),
@@ -159,6 +154,10 @@ def build_command(wanted: Invocation) -> list[str]:
     for number in range(1, wanted.extra_disks + 1):
         command += _blockdev(f"{DISK_NODE}{number}", "qcow2", extra_disk(number), writable)
         command += ["-device", f"virtio-blk-pci,drive={DISK_NODE}{number},serial={DISK_NODE}{number}"]
+    if wanted.seed is not None:
+        # No CD: the kernel that Debian 12 has for clouds knows no drive of one. Last, or it would rename the others.
+        command += _blockdev("seed", "raw", wanted.seed, {"read-only": True})
+        command += ["-device", "virtio-blk-pci,drive=seed"]
     if wanted.paused:
         command.append("-S")
     if wanted.incoming:

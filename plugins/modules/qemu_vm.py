@@ -105,7 +105,7 @@ options:
         instead of booted. One that was restored from a O(template) and is restored again begins anew, disks included.
     type: path
   seed:
-    description: Content of a NoCloud data source (cloud-init), attached as a CD-ROM with the label cidata.
+    description: Content of a NoCloud data source (cloud-init), attached as a read-only disk with the label cidata.
     type: dict
     suboptions:
       user_data:
