@@ -43,6 +43,7 @@ from moto.kms.models import Key, kms_backends
 from moto.server import ThreadedMotoServer
 
 HOME = "123456789012"  # the account that any unknown access key belongs to
+FILTER_VALUES = 200  # that EC2 takes in a filter
 KEYS = {"access_key": "AKIAIOSFODNN7EXAMPLE", "secret_key": "not-a-secret"}
 
 
@@ -166,6 +167,8 @@ class Cloud:
                 if self.throttle[call.action] > 0:
                     self.throttle[call.action] -= 1
                     refused = "RequestLimitExceeded"
+                if any(name.endswith(f".Value.{FILTER_VALUES + 1}") for name in call.params):
+                    refused = "FilterLimitExceeded"
             lost = self.before(call)
             seen: list[Any] = []
 
