@@ -333,7 +333,8 @@ class Cloud:
             raise EC2ClientError("InvalidAMIName.Duplicate", f"AMI name {get('Name')} is already in use.")
         devices = [backend.get_snapshot(item["Ebs"]["SnapshotId"]) for item in get("BlockDeviceMappings", [])]
         image = new_image(backend, name=get("Name"), description=get("Description", ""))
-        image.devices = devices
+        image.devices, image.hidden = devices, self.invisible
+        image.volumes = {item["Ebs"]["SnapshotId"]: item["Ebs"] for item in get("BlockDeviceMappings", [])}
         for snapshot in devices:
             snapshot.from_ami = image.id
         for parameter, attribute in REGISTERED.items():
@@ -349,10 +350,12 @@ REGISTERED = {
     "EnaSupport": "ena_support",
     "ImdsSupport": "imds_support",
     "RootDeviceName": "root_device_name",
+    "TpmSupport": "tpm_support",
     "VirtualizationType": "virtualization_type",
 }
 # What moto's images lack.
 Ami.devices = ()
+Ami.volumes = {}  # what RegisterImage was told of the volume of a snapshot
 Ami.failure = Ami.source_image_id = Ami.source_image_region = Ami.state_reason = Ami.deprecation_time = None
 Ami.protected = False
 Ami.polls = Ami.hidden = 0
@@ -411,6 +414,7 @@ def mappings(image: Any) -> list[dict[str, Any]]:
                 "DeleteOnTermination": True,
                 "VolumeType": "gp3",
                 "Encrypted": snapshot.encrypted,
+                **image.volumes.get(snapshot.id, {}),
             },
         }
         for name, snapshot in zip(names, image.devices, strict=False)
