@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from ansible_collections.goldsmith.images.plugins.module_utils._aws_session import AwsError, call, pages
 
 SOURCE_TAG = "goldsmith.images:source-sha256"
+# What cannot be changed once an image is registered; also its root volume's size and type.
+FIXED = ("Architecture", "BootMode", "EnaSupport", "ImdsSupport", "RootDeviceName", "TpmSupport", "VirtualizationType")
 POLL = 10.0
 
 
@@ -70,10 +72,19 @@ class Wanted:
             request["TpmSupport"] = "v2.0"
         return request
 
+    def differences(self, image: t.Mapping[str, t.Any]) -> list[str]:
+        """Return in what an image is not the wanted one, whatever disk it is made of."""
+        request = self.registration("")
+        [mapping] = request["BlockDeviceMappings"]
+        pairs = {name: (image.get(name), request.get(name)) for name in FIXED}
+        volume = root_volume(image)
+        pairs |= {name: (volume.get(name), mapping["Ebs"][name]) for name in ("VolumeSize", "VolumeType")}
+        return [f"{name} {has}, not {wanted}" for name, (has, wanted) in pairs.items() if has != wanted]
+
 
 @dataclass(frozen=True)
 class Found:
-    """What an earlier run has made of the same disk image with the same key."""
+    """What an earlier run has made of the same disk image with the same key, fit to be taken."""
 
     image: dict[str, t.Any] | None = None
     snapshot: dict[str, t.Any] | None = None
@@ -85,20 +96,40 @@ def find(ec2: t.Any, wanted: Wanted) -> Found:
     snapshots = {
         snapshot["SnapshotId"]: snapshot
         for snapshot in pages(ec2, "describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=filters)
-        if snapshot["State"] == "completed" and key_problem(snapshot, wanted.kms_key_arn) == ""
+        if snapshot["State"] == "completed"
+        and snapshot["VolumeSize"] <= wanted.size
+        and key_problem(snapshot, wanted.kms_key_arn) == ""
     }
     for image in pages(ec2, "describe_images", "Images", Owners=["self"], Filters=filters):
-        if image["State"] in ("available", "pending") and root_snapshot(image) in snapshots:
-            return Found(image, snapshots[root_snapshot(image)])
+        snapshot = snapshots.get(root_snapshot(image))
+        if image["State"] in ("available", "pending") and snapshot and not wanted.differences(image):
+            return Found(image, snapshot)
     return Found(None, next(iter(snapshots.values()), None))
+
+
+def check_name(ec2: t.Any, wanted: Wanted) -> None:
+    """Refuse a name that another image has: RegisterImage would, but only after the upload."""
+    named = [{"Name": "name", "Values": [wanted.name]}]
+    for image in pages(ec2, "describe_images", "Images", Owners=["self"], Filters=named, IncludeDisabled=True):
+        tags = {tag["Key"]: tag["Value"] for tag in image.get("Tags", [])}
+        why = wanted.differences(image) if tags.get(SOURCE_TAG) == wanted.sha256 else ["it is not of this disk image"]
+        raise AmiImportError(
+            f"name: {image['ImageId']} is named {wanted.name!r} and cannot be taken "
+            f"({'; '.join(why) or 'its snapshot is not as wanted'}): choose another name, or deregister it"
+        )
+
+
+def root_volume(image: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return what an image says of its root volume; empty if it has none on EBS."""
+    for mapping in image.get("BlockDeviceMappings", []):
+        if mapping.get("DeviceName") == image.get("RootDeviceName") and "Ebs" in mapping:
+            return dict(mapping["Ebs"])
+    return {}
 
 
 def root_snapshot(image: t.Mapping[str, t.Any]) -> str:
     """Return the snapshot of an image's root volume; empty if it has none."""
-    for mapping in image.get("BlockDeviceMappings", []):
-        if mapping.get("DeviceName") == image.get("RootDeviceName") and "Ebs" in mapping:
-            return str(mapping["Ebs"].get("SnapshotId", ""))
-    return ""
+    return str(root_volume(image).get("SnapshotId", ""))
 
 
 def key_problem(snapshot: t.Mapping[str, t.Any], kms_key_arn: str | None) -> str:
@@ -155,7 +186,9 @@ def wait_for_snapshot(ec2: t.Any, snapshot_id: str, deadline: float, poll: float
 def wait_for_image(ec2: t.Any, image_id: str, deadline: float, poll: float = POLL) -> dict[str, t.Any]:
     """Wait until an image is available and return it."""
     while True:
-        images = call(ec2.describe_images, ImageIds=[image_id])["Images"]
+        # Asked by id, EC2 refuses one that was registered a moment ago and is not known everywhere yet.
+        chosen = [{"Name": "image-id", "Values": [image_id]}]
+        images = call(ec2.describe_images, Filters=chosen)["Images"]
         state = images[0]["State"] if images else "pending"
         if state == "available":
             return dict(images[0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session as aws
 
 SERVICES = ("ec2", "autoscaling", "ssm")
+FILTER_VALUES = 200  # that EC2 takes in a filter
 
 
 @dataclass
@@ -70,8 +71,10 @@ Found = list[tuple[str, str]]  # image, what uses it
 
 
 def _instances(clients: dict[str, t.Any], image_ids: t.Collection[str]) -> Found:
-    chosen = [{"Name": "image-id", "Values": sorted(image_ids)}]
-    reservations = aws.pages(clients["ec2"], "describe_instances", "Reservations", Filters=chosen)
+    ids, reservations = sorted(image_ids), []
+    for start in range(0, len(ids), FILTER_VALUES):
+        chosen = [{"Name": "image-id", "Values": ids[start : start + FILTER_VALUES]}]
+        reservations += aws.pages(clients["ec2"], "describe_instances", "Reservations", Filters=chosen)
     instances = [instance for reservation in reservations for instance in reservation["Instances"]]
     # A terminated instance is listed for another hour, and needs no image.
     return [(i["ImageId"], i["InstanceId"]) for i in instances if i["State"]["Name"] != "terminated"]

@@ -21,6 +21,7 @@ from ansible_collections.goldsmith.images.plugins.module_utils._ami import (
 )
 from ansible_collections.goldsmith.images.plugins.module_utils._ami_import import key_problem, root_snapshot
 from ansible_collections.goldsmith.images.plugins.module_utils._apt_repository import RepositoryError, fetch
+from ansible_collections.goldsmith.images.plugins.module_utils._ec2_reach import Ports, uncovered
 from ansible_collections.goldsmith.images.plugins.module_utils._kvm_ec2 import Instance, diagnose
 
 # Answers with the address that a request comes from; AWS's own.
@@ -32,6 +33,9 @@ GIB_OF = {"M": 1 / 1024, "G": 1, "T": 1024}
 OF_THE_AMI = ("instance_type", "kms_key_id", "nested_virtualization", "region", "source_ami", "tags")
 # Neither stands in the way before the instance runs: a metal type, and one that nested virtualisation is asked for.
 CAN_RUN_VMS = (None, "flag_missing")
+SSH = Ports("tcp", 22, 22)
+# Whoever lets in one of these lets in half the Internet.
+WORLD = ("0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1")
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,26 @@ class Decision:
             f"IMDSv2       required by the AMI; by the instance of the build: {self.imds()}",
         ]
 
-    def imds(self) -> str:
+    @property
+    def imds_required(self) -> bool:
         """Return whether the instance that the image is built in requires version 2 of the metadata service."""
+        return self.imds_in_template or self.source_ami["imds_support"] == "v2.0"
+
+    def imds(self) -> str:
+        """Return the same in words, with the reason."""
         if self.imds_in_template:
             return "yes"
-        wanted = self.source_ami["imds_support"] == "v2.0"
-        return "yes, its source AMI wants it" if wanted else "no, Packer before 1.7 cannot say so"
+        return "yes, its source AMI wants it" if self.imds_required else "no, Packer before 1.7 cannot say so"
+
+    def warnings(self) -> list[str]:
+        """Return what is not as it should be, and is built all the same."""
+        if self.imds_required:
+            return []
+        return [
+            "The instance that the AMI is built in does not require IMDSv2, only the AMI will: Packer before 1.7 cannot"
+            f" ask for it, and the source AMI {self.source_ami['id']} does not. Take Packer 1.7 or later, or a source"
+            " AMI with ImdsSupport v2.0."
+        ]
 
 
 class Ec2BuildError(Exception):
@@ -129,6 +147,7 @@ def decide(
     kind = collect(instance_type, ec2, settings)
     key = collect(key_arn, ec2, account, settings)
     settings["ssh_source_cidrs"] = collect(ssh_sources, settings, own_address)
+    collect(check_groups, ec2, settings)
     nested = "whether it can run VMs does not matter"
     if settings["nested_virtualization"] and packer_version < (1, 7):
         problems.append(
@@ -237,6 +256,22 @@ def ssh_sources(settings: t.Mapping[str, t.Any], own_address: str = OWN_ADDRESS)
         return [f"{ipaddress.IPv4Address(fetch(own_address).decode().strip())}/32"]
     except (RepositoryError, ValueError) as exc:
         raise Ec2BuildError(f"This host's public address cannot be found out ({exc}). {say}") from exc
+
+
+def check_groups(ec2: t.Any, settings: t.Mapping[str, t.Any]) -> None:
+    """Refuse security groups of the definition that let the Internet, or half of it, reach SSH."""
+    ids = settings["security_group_ids"]
+    try:
+        groups = aws.call(ec2.describe_security_groups, GroupIds=ids)["SecurityGroups"] if ids else []
+    except aws.AwsError as exc:
+        raise Ec2BuildError(f"amazon_ebs.security_group_ids: {exc}") from exc
+    rules = {group["GroupId"]: group["IpPermissions"] for group in groups}
+    wide = [name for name in rules if any(not uncovered(SSH, source, rules[name]) for source in WORLD)]
+    if wide:
+        raise Ec2BuildError(
+            f"amazon_ebs.security_group_ids: {', '.join(wide)} lets the whole Internet, or half of it, reach SSH (port "
+            "22). Take a group that lets only the builder in, or none: the build then makes its own."
+        )
 
 
 def why_again(ec2: t.Any, image_id: str) -> str:

@@ -14,8 +14,9 @@ description:
   - Uploads the data of a disk image to an EBS snapshot through the EBS direct APIs, several blocks at a time, and
     registers an AMI of it. No EC2 instance, no S3 bucket and no C(vmimport) role are needed.
   - Only blocks that hold data are sent. Each goes with its SHA-256 digest, and the snapshot with one over all of them.
-  - Image and snapshot carry the digest of the disk image as a tag. An AMI of the same content with the same key is
-    found and nothing is done. An upload that was interrupted goes on where it was.
+  - Image and snapshot carry the digest of the disk image as a tag. An AMI of the same content with the same key and the
+    same settings is found and nothing is done; tags and descriptions of one that is there are left alone. An upload
+    that was interrupted goes on where it was.
   - The snapshot is registered only if it is encrypted with the key that was asked for.
 extends_documentation_fragment:
   - goldsmith.images.attributes
@@ -46,7 +47,7 @@ options:
     type: str
     required: true
   name:
-    description: The name of the AMI. See P(goldsmith.images.ami_name#filter).
+    description: The name of the AMI, that no other has. See P(goldsmith.images.ami_name#filter).
     type: str
     required: true
   description:
@@ -162,8 +163,8 @@ EXAMPLES = r"""
 RETURN = r"""
 outcome:
   description:
-    - V(unchanged) if there was an AMI of the same content, V(registered) if a complete snapshot was there, V(created)
-      if the disk was uploaded. In check mode, what the run would do.
+    - V(unchanged) if there was such an AMI of the same content, V(registered) if a complete snapshot was there,
+      V(created) if the disk was uploaded. In check mode, what the run would do.
   returned: success
   type: str
   sample: created
@@ -336,6 +337,8 @@ class Run:
         wanted = self.wanted()
         self.progress.update("look")
         found = logic.find(self.ec2, wanted)
+        if not found.image:
+            logic.check_name(self.ec2, wanted)
         outcome = "unchanged" if found.image else "registered" if found.snapshot else "created"
         result: dict[str, t.Any] = {
             "changed": outcome != "unchanged",

@@ -349,6 +349,8 @@ def plan_ami(module: AnsibleModule) -> dict[str, t.Any]:
         packer_version=tuple(int(part) for part in versions["packer"].split(".")),
     )  # fmt: skip
     problems.end()
+    for warning in decision.warnings():
+        module.warn(warning)
     settings = decision.settings
     outside = {f"version of {name}": version for name, version in versions.items()}
     outside |= {"source AMI": decision.source_ami["id"], "key of the AMI": decision.kms_key_arn}

@@ -6,8 +6,10 @@
 Copies take SLOWEST seconds or less, a fifth of what real ones of ten minutes take. So the intervals in which all sides
 look for their ends are a fifth too: 15 s become 3 s in the waiters of the AWS CLI and of community.aws.ec2_ami_copy,
 and 5 s become 1 s in ours. What processes and Python take is not scaled: with real copies it weighs five times less.
-The loops copy one image after the other, so they are measured with some of the targets and counted up to all of them,
-and since they wait nearly all the time, at the same time as ours, in an account of their own.
+The loops copy one image after the other, so both are measured with 2 targets and counted up to all 60: what a target
+takes beside its copy, times 60, and the time of all copies. No loop is run over all 60. Since they wait nearly all the
+time, they run at the same time as ours, in an account of their own. The side of the CLI is made by `aws` where that is
+on PATH, else by boto3 with the same calls and waiter; `program` in the JSON says which, beside each ratio.
 Prints JSON and writes it to output/bench-aws.json; exit status 1 if a figure misses its target.
 """
 
@@ -238,22 +240,25 @@ class Bench:
         alone = sum(map(self.duration, regions))
         everything = sum(map(self.duration, self.regions)) * len(ACCOUNTS)
         targets = len(self.regions) * len(ACCOUNTS)
+        programs = {
+            "aws_cli": "aws ec2 copy-image and aws ec2 wait image-available"
+            if program
+            else "no aws on PATH: the same calls and waiter by boto3, without the start of processes",
+            "ec2_ami_copy": "community.aws.ec2_ami_copy in a loop of ansible-playbook",
+        }
         report: dict[str, Any] = {}
         for name, measured in seconds.items():
             beside = (measured - alone) / len(regions)
             whole = everything + beside * targets
             report[name] = {
+                "program": programs[name],
                 "measured_targets": len(regions),
                 "measured_seconds": round(measured, 1),
                 "beside_the_copy_seconds_per_target": round(beside, 2),
+                "all_targets": targets,
                 "counted_up_to_all_targets_seconds": round(whole, 1),
                 "ratio_to_ami_copy_encrypt": round(whole / ours["seconds"], 1),
             }
-        report["aws_cli"]["program"] = (
-            "aws ec2 copy-image and aws ec2 wait image-available"
-            if program
-            else "no aws on PATH: the same calls and waiter by boto3, without the start of processes"
-        )
         return ours, report
 
     # --------------------------------------------------------------------------------------------------------- import

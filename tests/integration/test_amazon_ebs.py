@@ -142,6 +142,7 @@ def test_the_plan_says_what_it_has_decided(cloud: Cloud, source_ami: str, defini
     assert re.search(r"root volume gp3, 20 GiB, encrypted from the start with arn:aws:kms:eu-west-1:\d+:key/", output)
     assert "SSH from 192.0.2.7/32 only" in output
     assert "no, Packer before 1.7 cannot say so" in output
+    assert "[WARNING]: The instance that the AMI is built in does not require IMDSv2" in output
     assert "yes: there is no finished image yet" in output
     assert all(call.action.startswith(("Describe", "Get")) for call in cloud.calls)
 
@@ -157,6 +158,7 @@ def test_the_plan_says_what_it_has_decided(cloud: Cloud, source_ami: str, defini
         ({"instance_type": "t4g.micro"}, {}, "amazon_ebs.instance_type: t4g.micro is arm64, images are x86_64"),
         ({"source_ami": {"owner": HOME, "name": "ubuntu*"}}, {}, f"source_ami: {HOME} has no available x86_64 image"),
         ({"kms_key_id": "alias/nothing"}, {}, "amazon_ebs.kms_key_id: the key alias/nothing cannot be used"),
+        ({"security_group_ids": ["sg-12345678"]}, {}, "amazon_ebs.security_group_ids: InvalidGroup.NotFound"),
         ({}, {"disk_size": "4G"}, "disk_size: the source AMI has 8 GiB, 4G are too few"),
         ({"ssh_interface": "private_ip", "ssh_source_cidrs": []}, {}, "Say who may reach SSH: amazon_ebs."),
     ],
@@ -180,7 +182,43 @@ def test_a_newer_packer_may_have_nested_virtualisation(decide, source_ami: str) 
     wanted = {"instance_type": "m8i.large", "nested_virtualization": True}
     decision = decide(wanted, packer_version=(1, 11, 2), needs_kvm=True)
     assert decision.nested == "can run VMs"
-    assert decision.imds() == "yes"
+    assert (decision.imds(), decision.warnings()) == ("yes", [])
+
+
+def test_the_instance_requires_imdsv2_where_its_source_does(cloud: Cloud, decide, source_ami: str) -> None:
+    assert [warning for warning in decide({}).warnings() if source_ami in warning]
+    cloud.images(HOME, REGION)[1].imds_support = "v2.0"
+    decision = decide({})
+    assert (decision.imds(), decision.warnings()) == ("yes, its source AMI wants it", [])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "first", "last", "cidr", "wide"),
+    [
+        ("tcp", 22, 22, "192.0.2.7/32", False),
+        ("tcp", 443, 443, "0.0.0.0/0", False),
+        ("udp", 22, 22, "0.0.0.0/0", False),
+        ("tcp", 22, 22, "0.0.0.0/0", True),
+        ("tcp", 1, 1024, "128.0.0.0/1", True),
+        ("tcp", 22, 22, "::/0", True),
+        ("-1", -1, -1, "0.0.0.0/0", True),
+    ],
+)
+def test_a_group_of_the_users_own_is_not_open_to_the_world(
+    cloud: Cloud, decide, source_ami: str, protocol: str, first: int, last: int, cidr: str, wide: bool
+) -> None:
+    keys = {"aws_access_key_id": KEYS["access_key"], "aws_secret_access_key": KEYS["secret_key"]}
+    ec2 = boto3.client("ec2", region_name=REGION, endpoint_url=cloud.url, **keys)
+    group = ec2.create_security_group(GroupName="mine", Description="mine")["GroupId"]
+    version, name = ("Ipv6Ranges", "CidrIpv6") if ":" in cidr else ("IpRanges", "CidrIp")
+    rule = {"IpProtocol": protocol, "FromPort": first, "ToPort": last, version: [{name: cidr}]}
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    settings = {"security_group_ids": [group]}
+    if not wide:
+        assert decide(settings).settings["security_group_ids"] == [group]
+        return
+    with pytest.raises(_ec2_build.Ec2BuildError, match=f"security_group_ids: {group} lets the whole Internet"):
+        decide(settings)
 
 
 def test_an_account_that_cannot_be_entered_is_the_only_problem(cloud: Cloud, decide) -> None:
@@ -326,7 +364,6 @@ def test_an_ami_is_built_in_a_real_machine_copied_and_verified(
     assert asked["BlockDeviceMapping.1.Ebs.KmsKeyId"] == ["alias/images"]
     assert asked["BlockDeviceMapping.1.Ebs.VolumeType"] == ["gp3"]
     assert asked["BlockDeviceMapping.1.Ebs.DeleteOnTermination"] == ["true"]
-    assert "platform" in {value for values in asked.values() for value in values}
     opened = [call.params for call in cloud.calls if call.action == "AuthorizeSecurityGroupIngress"]
     assert [rule["IpPermissions.1.IpRanges.1.CidrIp"] for rule in opened] == [["192.0.2.7/32"]]
     assert cloud.count("DeleteSecurityGroup") == cloud.count("CreateSecurityGroup") == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_only_what_this_packer_knows_is_staged(
         subprocess.run([str(shutil.which("packer")), "fmt", "-check", str(staged)], check=True, capture_output=True)
 
 
+def tags_asked(params: dict[str, list[str]]) -> dict[str, dict[str, str]]:
+    """The tags of a request, by what they are for."""
+    found: dict[str, dict[str, str]] = {}
+    for name, [value] in params.items():
+        if match := re.fullmatch(r"(TagSpecification\.\d+)\.Tag\.\d+\.Key", name):
+            tag_value = params[name.removesuffix("Key") + "Value"]
+            found.setdefault(params[f"{match[1]}.ResourceType"][0], {})[value] = tag_value[0]
+    return found
+
+
 @needs_packer
 @pytest.mark.parametrize(
     "spot", [pytest.param(False, id="on demand"), pytest.param(True, id="spot", marks=pytest.mark.slow_matrix)]
@@ -173,6 +184,7 @@ def test_packer_makes_an_encrypted_ami_and_cleans_up(
     }
     assert volume == {"Encrypted": ["true"], "KmsKeyId": ["alias/images"], "VolumeType": ["gp3"]}
     if not spot:
+        assert tags_asked(asked) == dict.fromkeys(("instance", "volume"), {"team": "platform", "Name": "build of mine"})
         assert [(each.encrypted, each.kms_key_id, each.volume.size) for each in made.devices] == [(True, key, 10)]
     assert {"team": "platform", "goldsmith.images:source-ami": source}.items() <= {
         tag["key"]: tag["value"] for tag in made.get_tags()

@@ -1,15 +1,22 @@
 # Copyright: Contributors to the goldsmith.images project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ami_copy_encrypt through Ansible against moto as it is: none of our own answers, so the wire format stays honest."""
+"""ami_copy_encrypt through Ansible against moto as it is: none of our own answers, so the wire format stays honest.
+
+What moto does not answer truly is held against what it received. Other accounts as targets are tested against our
+double only: moto shows them no image that is shared with them.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +36,8 @@ def moto_url(tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    environment = {**os.environ, "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
+    recorder = {"MOTO_ENABLE_RECORDING": "true", "MOTO_RECORDER_FILEPATH": str(tmp_path / "recording")}
+    environment = {**os.environ, "MOTO_EC2_LOAD_DEFAULT_AMIS": "false", **recorder}
     with (tmp_path / "moto.log").open("w") as log, subprocess.Popen(command, env=environment, stderr=log) as server:
         try:
             deadline = time.monotonic() + 60
@@ -45,9 +53,9 @@ def moto_url(tmp_path: Path) -> Iterator[str]:
             server.terminate()
 
 
-def client(url: str, region: str) -> Any:
+def client(url: str, region: str, service: str = "ec2") -> Any:
     keys = {"aws_access_key_id": KEYS["access_key"], "aws_secret_access_key": KEYS["secret_key"]}
-    return boto3.client("ec2", region_name=region, endpoint_url=url, **keys)
+    return boto3.client(service, region_name=region, endpoint_url=url, **keys)
 
 
 def test_plain_copy_with_tags_and_permissions(run_module: Any, moto_url: str, tmp_path: Path) -> None:
@@ -76,3 +84,32 @@ def test_plain_copy_with_tags_and_permissions(run_module: Any, moto_url: str, tm
     assert attribute["LaunchPermissions"] == [{"UserId": FRIEND}]
     again = run_module("ami_copy_encrypt", _env={"AWS_ENDPOINT_URL": moto_url}, **params)
     assert not again["failed"] and not again["changed"]
+
+
+def test_an_encrypted_copy_is_asked_for_and_not_believed(run_module: Any, moto_url: str, tmp_path: Path) -> None:
+    image = client(moto_url, "eu-west-1").register_image(Name="golden")["ImageId"]
+    key = client(moto_url, "us-east-1", "kms").create_key(KeyUsage="ENCRYPT_DECRYPT")["KeyMetadata"]["Arn"]
+    result = run_module(
+        "ami_copy_encrypt", _env={"AWS_ENDPOINT_URL": moto_url}, **KEYS,
+        source={"image_id": image, "region": "eu-west-1"}, targets=[{"region": "us-east-1", "kms_key_id": key}],
+        tags={"a": "b"}, poll=0.1, journal=str(tmp_path / "journal"),
+    )  # fmt: skip
+    # Moto's copy is in plain text, whatever it was asked for.
+    assert result["failed"] and "not encrypted" in result["msg"], result["msg"]
+    [asked, *_again] = received(tmp_path / "recording", "CopyImage")
+    assert asked.pop("ClientToken")
+    specifications = {name: asked.pop(name) for name in list(asked) if name.startswith("TagSpecification.")}
+    assert asked == {
+        "Action": "CopyImage", "Version": "2016-11-15", "Name": "golden", "SourceImageId": image,
+        "SourceRegion": "eu-west-1", "Encrypted": "true", "KmsKeyId": key,
+    }  # fmt: skip
+    kinds = {value for name, value in specifications.items() if name.endswith("ResourceType")}
+    assert kinds == {"image", "snapshot"}
+    assert {name: value for name, value in specifications.items() if value in ("a", "b")}
+
+
+def received(recording: Path, action: str) -> list[dict[str, str]]:
+    """The parameters of the requests of an action, as moto received them."""
+    bodies = [base64.b64decode(json.loads(line)["body"]).decode() for line in recording.read_text().splitlines()]
+    requests = [dict(urllib.parse.parse_qsl(body)) for body in bodies]
+    return [request for request in requests if request.get("Action") == action]

@@ -11,11 +11,14 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from ansible_collections.goldsmith.images.plugins.module_utils._ami_import import wait_for_image
 from ansible_collections.goldsmith.images.tests.support import documented
 from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Call, Cloud
 from ansible_collections.goldsmith.images.tests.support.cloud_ebs import BLOCK, blocks, ebs_direct
@@ -61,6 +64,8 @@ def bring(cloud: Cloud, disk: Path, tmp_path: Path, run_module) -> Import:
             "AWS_ACCESS_KEY_ID": KEYS["access_key"],
             "AWS_SECRET_ACCESS_KEY": KEYS["secret_key"],
             "AWS_ENDPOINT_URL": cloud.url,
+            # A module that is killed leaves Ansible's folder of it.
+            "TMPDIR": str(tmp_path),
         }
         result = run_module("ami_import", _check=_check, _env=environment, **{**given, **params})
         if not result["failed"]:
@@ -95,6 +100,36 @@ def test_what_is_in_the_cloud_is_the_disk(cloud: Cloud, bring: Import, raw: Path
         again = bring(_check=check, kms_key_id=key)
         assert (again["changed"], again["outcome"], again["image_id"]) == (False, "unchanged", made["image_id"])
     assert not {"StartSnapshot", "RegisterImage"} & {call.action for call in cloud.calls[before:]}
+
+
+def test_an_image_that_is_not_known_everywhere_yet_is_waited_for(cloud: Cloud):
+    keys = {"aws_access_key_id": KEYS["access_key"], "aws_secret_access_key": KEYS["secret_key"]}
+    ec2 = boto3.client("ec2", region_name=REGION, endpoint_url=cloud.url, **keys)
+    cloud.invisible = 2
+    image_id = ec2.register_image(Name="golden")["ImageId"]
+    assert wait_for_image(ec2, image_id, time.monotonic() + 60, poll=0.01)["ImageId"] == image_id
+    assert cloud.count("DescribeImages") == 3
+
+
+def test_an_image_that_is_set_up_otherwise_is_not_taken(cloud: Cloud, bring: Import):
+    settings = {"imds": "optional", "boot_mode": "uefi", "tpm": True, "volume_type": "io2"}
+    first = bring(**settings)
+    assert bring(**settings)["outcome"] == "unchanged"
+    for check in (True, False):
+        refused = bring(_check=check)
+        assert refused["failed"] and first["image_id"] in refused["msg"], refused["msg"]
+        assert "ImdsSupport None, not v2.0" in refused["msg"]
+    second = bring(name="another")
+    assert (second["outcome"], second["snapshot_id"]) == ("registered", first["snapshot_id"])
+    assert bring()["image_id"] == second["image_id"]
+
+
+def test_a_name_that_is_taken_costs_no_upload(cloud: Cloud, bring: Import):
+    other = cloud.image(REGION, name="golden", state="disabled")
+    for check in (True, False):
+        refused = bring(_check=check)
+        assert refused["failed"] and f"{other} is named 'golden'" in refused["msg"], refused["msg"]
+    assert "StartSnapshot" not in {name(call) for call in cloud.calls}
 
 
 def test_another_key_makes_another_image(cloud: Cloud, bring: Import):

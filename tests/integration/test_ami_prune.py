@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from ansible_collections.goldsmith.images.plugins.module_utils import _ami_in_use as in_use
 from ansible_collections.goldsmith.images.plugins.module_utils._ami_prune import PRUNED_TAG
+from ansible_collections.goldsmith.images.plugins.module_utils._aws_session import Aws, Login
 from ansible_collections.goldsmith.images.tests.support import documented
 from ansible_collections.goldsmith.images.tests.support.ami_module import Module
 from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Call, Cloud
@@ -195,6 +198,18 @@ def test_an_image_that_is_used_stays_as_it_is(cloud: Cloud, module: Module, use:
     assert not used.deprecation_time
     warned = run(module, grace_days=0, in_use_check="warn")
     assert actions(warned)["golden-used"] == "deregistered" and used.id in only(warned["warnings"])
+
+
+def test_more_images_than_a_filter_takes(cloud: Cloud) -> None:
+    ids = [cloud.image(REGION, name=f"golden-{number}") for number in range(450)]
+    used = [min(ids), max(ids)]
+    for image_id in used:
+        use_instance(cloud, image_id)
+    account = Aws(REGION, cloud.url).account(Login(**KEYS))
+    with ThreadPoolExecutor(1) as pool:
+        usages = in_use.find([account], REGION, ids, pool)
+    assert not [problem for usage in usages.values() for problem in usage.unseen]
+    assert {image_id for image_id, usage in usages.items() if usage.users} == set(used)
 
 
 def test_nobody_looks_for_users(cloud: Cloud, module: Module) -> None:

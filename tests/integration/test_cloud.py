@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import json
 from typing import Any
 from xml.etree import ElementTree
@@ -13,14 +15,16 @@ from xml.etree import ElementTree
 import boto3
 import botocore.config
 import botocore.exceptions
+import botocore.parsers
 import botocore.session
 import pytest
-from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Cloud
+from ansible_collections.goldsmith.images.tests.support.cloud import HOME, KEYS, Cloud, error_body
+from ansible_collections.goldsmith.images.tests.support.cloud_ebs import BLOCK, ebs_direct
 from ansible_collections.goldsmith.images.tests.support.cloud_launch import Moment, launched
 
 OTHER = "210987654321"
-EC2 = botocore.session.Session().get_service_model("ec2")
-SSM = botocore.session.Session().get_service_model("ssm")
+JSON_TYPES = {"boolean": bool, "integer": int, "long": int, "string": str, "timestamp": (int, float)}
+EBS, EC2, SSM = (botocore.session.Session().get_service_model(name) for name in ("ebs", "ec2", "ssm"))
 
 
 def client(cloud: Cloud, service: str = "ec2", region: str = "eu-west-1", account: str = HOME) -> Any:
@@ -80,8 +84,9 @@ def unmodelled_json(answer: Any, shape: Any, place: str) -> list[str]:
         return wrong + [
             problem for name, member in known for problem in unmodelled_json(answer[name], member, f"{place}.{name}")
         ]
-    enum = getattr(shape, "enum", [])
-    return [f"{place}: {answer!r} is no {shape.name}"] if enum and answer not in enum else []
+    enum = getattr(shape, "enum", None) or [answer]
+    readable = isinstance(answer, JSON_TYPES.get(shape.type_name, object)) and answer in enum
+    return [] if readable else [f"{place}: {answer!r} is no {shape.name}"]
 
 
 def exercise(cloud: Cloud) -> None:
@@ -208,6 +213,37 @@ def test_the_check_of_json_finds_what_is_not_modelled() -> None:
         ".InstanceInformationList[]: Agent is not in InstanceInformation",
         ".InstanceInformationList[].PingStatus: 'Here' is no PingStatus",
     ]
+
+
+def test_every_answer_of_the_ebs_direct_apis_is_modelled(cloud: Cloud) -> None:
+    ebs, block = client(cloud, "ebs"), b"x" * BLOCK
+    digest = base64.b64encode(hashlib.sha256(block).digest()).decode()
+    total = base64.b64encode(hashlib.sha256(hashlib.sha256(block).digest()).digest()).decode()
+    put = {"BlockIndex": 7, "BlockData": block, "DataLength": BLOCK, "ChecksumAlgorithm": "SHA256"}
+    end = {"ChangedBlocksCount": 1, "ChecksumAlgorithm": "SHA256", "ChecksumAggregationMethod": "LINEAR"}
+    with ebs_direct(cloud):
+        tags = [{"Key": "a", "Value": "b"}]
+        start = {"VolumeSize": 1, "Encrypted": True, "ClientToken": "t", "Tags": tags, "Description": "d"}
+        chosen = {"SnapshotId": ebs.start_snapshot(**start)["SnapshotId"]}
+        assert refused(ebs.put_snapshot_block, **chosen, **put, Checksum=total) == "ValidationException"
+        stored = ebs.put_snapshot_block(**chosen, **put, Checksum=digest)
+        assert (stored["Checksum"], stored["ChecksumAlgorithm"]) == (digest, "SHA256")  # of the headers
+        assert refused(ebs.complete_snapshot, **chosen, **end, Checksum=digest) == "ValidationException"
+        assert ebs.complete_snapshot(**chosen, **end, Checksum=total)["Status"] == "completed"
+    answers = [json.loads(call.body or b"{}") for call in cloud.calls if call.status < 300]
+    names = ("StartSnapshot", "PutSnapshotBlock", "CompleteSnapshot")
+    shapes = [EBS.operation_model(name).output_shape for name in names]
+    for shape, answer in zip(shapes, answers, strict=True):
+        assert unmodelled_json(answer, shape, "") == []
+
+
+@pytest.mark.parametrize("service", ["autoscaling", "ebs", "ec2", "kms", "ssm", "sts"])
+def test_every_refusal_is_read_as_one(service: str) -> None:
+    model = botocore.session.Session().get_service_model(service)
+    parser = botocore.parsers.create_parser(model.resolved_protocol)
+    answer = {"status_code": 403, "headers": {}, "body": error_body(service, "AccessDenied")}
+    error = parser.parse(answer, None)["Error"]
+    assert (error["Code"], error["Message"]) == ("AccessDenied", "Refused by the test.")
 
 
 def test_copies_take_their_time_and_keep_what_was_asked(cloud: Cloud) -> None:

@@ -43,6 +43,7 @@ from moto.kms.models import Key, kms_backends
 from moto.server import ThreadedMotoServer
 
 HOME = "123456789012"  # the account that any unknown access key belongs to
+FILTER_VALUES = 200  # that EC2 takes in a filter
 KEYS = {"access_key": "AKIAIOSFODNN7EXAMPLE", "secret_key": "not-a-secret"}
 
 
@@ -166,6 +167,8 @@ class Cloud:
                 if self.throttle[call.action] > 0:
                     self.throttle[call.action] -= 1
                     refused = "RequestLimitExceeded"
+                if any(name.endswith(f".Value.{FILTER_VALUES + 1}") for name in call.params):
+                    refused = "FilterLimitExceeded"
             lost = self.before(call)
             seen: list[Any] = []
 
@@ -330,7 +333,8 @@ class Cloud:
             raise EC2ClientError("InvalidAMIName.Duplicate", f"AMI name {get('Name')} is already in use.")
         devices = [backend.get_snapshot(item["Ebs"]["SnapshotId"]) for item in get("BlockDeviceMappings", [])]
         image = new_image(backend, name=get("Name"), description=get("Description", ""))
-        image.devices = devices
+        image.devices, image.hidden = devices, self.invisible
+        image.volumes = {item["Ebs"]["SnapshotId"]: item["Ebs"] for item in get("BlockDeviceMappings", [])}
         for snapshot in devices:
             snapshot.from_ami = image.id
         for parameter, attribute in REGISTERED.items():
@@ -346,10 +350,12 @@ REGISTERED = {
     "EnaSupport": "ena_support",
     "ImdsSupport": "imds_support",
     "RootDeviceName": "root_device_name",
+    "TpmSupport": "tpm_support",
     "VirtualizationType": "virtualization_type",
 }
 # What moto's images lack.
 Ami.devices = ()
+Ami.volumes = {}  # what RegisterImage was told of the volume of a snapshot
 Ami.failure = Ami.source_image_id = Ami.source_image_region = Ami.state_reason = Ami.deprecation_time = None
 Ami.protected = False
 Ami.polls = Ami.hidden = 0
@@ -408,6 +414,7 @@ def mappings(image: Any) -> list[dict[str, Any]]:
                 "DeleteOnTermination": True,
                 "VolumeType": "gp3",
                 "Encrypted": snapshot.encrypted,
+                **image.volumes.get(snapshot.id, {}),
             },
         }
         for name, snapshot in zip(names, image.devices, strict=False)
