@@ -233,7 +233,12 @@ def test_record_of_another_version_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, state.TOKEN_VARIABLE: f"test-{os.getpid()}"}) as process:
+    command = ["sh", "-c", "echo; exec sleep 60"]
+    env = {**os.environ, state.TOKEN_VARIABLE: f"test-{os.getpid()}"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
+        # The kernel shows an environment only a moment after the program has been started.
+        assert process.stdout is not None
+        process.stdout.readline()
         yield process
         process.kill()
 
