@@ -335,7 +335,7 @@ class Run:
             # Packer says nothing when the machine has started; looking is too dear to do it at each line.
             if not self.result["qemu_command"] and (report.phase == "boot" or report.phase != looked_in):
                 looked_in = report.phase
-                self.result["qemu_command"] = command_of(self.supervisor.token, "qemu")
+                self.result["qemu_command"] = command_of(self.supervisor.token, "qemu-system", "qemu-kvm")
             build = report.current.name if report.current else ""
             self.progress.update(phase or report.phase or "build", build, self.redactor.text(report.last))
 

@@ -95,10 +95,11 @@ def group_of(pid: int) -> int:
         return 0
 
 
-def command_of(token: str, prefix: str) -> list[str]:
-    """Command line of a process of the run whose program name starts with the prefix; not of a mere "-version" call."""
+def command_of(token: str, *prefixes: str) -> list[str]:
+    """Command line of a process of the run whose program's name starts so; not of a mere "-version" call."""
     commands = [_read(f"/proc/{pid}/cmdline").rstrip(b"\0").split(b"\0") for pid in members(token)]
-    matching = [words for words in commands if os.path.basename(words[0]).startswith(prefix.encode())]
+    beginnings = tuple(map(str.encode, prefixes))
+    matching = [words for words in commands if os.path.basename(words[0]).startswith(beginnings)]
     longest = max(matching, key=len, default=[])
     return [word.decode(errors="replace") for word in longest] if len(longest) > 2 else []
 

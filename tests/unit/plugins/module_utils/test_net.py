@@ -141,9 +141,10 @@ def test_unexpected_error_of_one_check_is_told_and_costs_no_other() -> None:
 
 
 def test_check_that_hangs_is_left_behind_at_the_deadline() -> None:
-    def hang(deadline: Any) -> Any:
+    def hang(deadline: Any) -> Finding:
         deadline.waiting_for = ("dns_timeout", "the resolver has not answered")
         time.sleep(30)
+        return Finding("late", "dns")
 
     [result] = _net_run.run([Check("tcp", "x", hang)], timeout=0.2)
     assert (result.status, result.error_class, result.detail) == (

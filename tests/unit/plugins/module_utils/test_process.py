@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _process
-from ansible_collections.goldsmith.images.plugins.module_utils._process import Outcome, Supervisor, members
+from ansible_collections.goldsmith.images.plugins.module_utils._process import Outcome, Supervisor, command_of, members
 
 # Ignores SIGTERM, and has a child that has left the group and lost its parent.
 STUBBORN = "trap '' TERM; setsid sleep 300 & echo ready; while :; do sleep 0.1; done"
@@ -57,6 +57,21 @@ def test_lines_arrive_while_the_program_runs() -> None:
             on_line=lambda name, line: times.append(time.monotonic()),
         )
     assert times[1] - times[0] > 0.4
+
+
+def test_command_of_the_machine_and_not_of_a_tool_beside_it() -> None:
+    found: list[list[str]] = []
+
+    def look(_name: str, _line: str) -> None:
+        deadline = time.monotonic() + 5
+        while not found or (not found[0] and time.monotonic() < deadline):
+            found[:] = [command_of(supervisor.token, "qemu-system")]
+
+    script = "(exec -a /bin/qemu-img sleep 5 6 7 8) & echo ready; exec -a /bin/qemu-system-x sleep 5 6"
+    with Supervisor(0.1, watch_controller=False) as supervisor:
+        command = ["/bin/bash", "-c", script]
+        supervisor.run(command, cwd="/", env=dict(os.environ), on_line=look, deadline=time.monotonic() + 1)
+    assert found == [["/bin/qemu-system-x", "5", "6"]]
 
 
 def test_timeout_ends_even_what_has_left_the_group() -> None:
