@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.goldsmith.images.tests.support import disk_tree
+from ansible_collections.goldsmith.images.tests.support import canaries, disk_tree
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = "playbooks/build-image.yml"
@@ -28,12 +28,29 @@ pytestmark = [
 ]
 
 
-def build(play, definition, cache: Path, output: Path, *arguments: str, **keys: Any) -> Any:
+def build(play, definition, cache: Path, output: Path, *arguments: str, environment: Any = None, **keys: Any) -> Any:
     path = definition(**{**CLOUD_BASE, **keys})
     return play(
         BUILD, "-e", f"image={path}", "-e", f"image_output={output}", "-e", f"image_cache={cache}",
-        "-e", "kubernetes_packages=distribution", *arguments,
+        "-e", "kubernetes_packages=distribution", *arguments, environment=environment,
     )  # fmt: skip
+
+
+@pytest.fixture
+def planted() -> dict[str, str]:
+    return canaries.make()
+
+
+@pytest.fixture
+def with_planting_role(tmp_path: Path, planted: dict[str, str]) -> dict[str, str]:
+    """The environment with a collection whose role plants the canaries."""
+    role = tmp_path / "collections/ansible_collections/acme/canaries/roles/plant"
+    (role / "tasks").mkdir(parents=True)
+    (role / "files").mkdir()
+    (role / "files/plant.sh").write_text(canaries.script(planted))
+    (role / "tasks/main.yml").write_text("- ansible.builtin.script: plant.sh\n")
+    paths = [str(tmp_path / "collections"), str(CHECKOUT / ".venv/collections")]
+    return {"ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(paths)}
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +70,18 @@ def declared(path: str) -> bool:
     return any(re.fullmatch(entry["path"], path) for entry in DECLARED)
 
 
-def test_both_methods_make_the_same_image(play, definition, cache: Path, tmp_path: Path):
+def test_both_methods_make_the_same_image_and_leave_no_secret_in_it(
+    play, definition, cache: Path, planted: dict[str, str], with_planting_role: dict[str, str], tmp_path: Path
+):
     found = {}
+    roles = [*CLOUD_BASE["roles"], "acme.canaries.plant"]
     for method in ("vm", "rootfs"):
-        keys = {"build_method": method, "name": f"by_{method}", "budgets": {"size": "1MB"}}
-        done = build(play, definition, cache, tmp_path, **keys)
+        keys = {"build_method": method, "name": f"by_{method}", "roles": roles, "budgets": {"size": "1MB"}}
+        done = build(play, definition, cache, tmp_path, environment=with_planting_role, **keys)
         assert done.wait(HOUR) == 2, done.output
         assert "its budget is 1MB" in " ".join(done.output.split()), done.output[-6000:]
         [image] = cache.glob(f"work/by_{method}-*/*/disk/*.qcow2")
+        assert canaries.found_in(image, planted) == set()
         found[method] = disk_tree.read(image)
         found[f"{method} packages"] = packages(disk_tree.read_file(image, "var/lib/dpkg/status"))
     assert found["vm packages"] == found["rootfs packages"]
