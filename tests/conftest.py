@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.goldsmith.images.tests.support.molecule_runs import Run, Runner
+from ansible_collections.goldsmith.images.tests.support.molecule_runs import Background, Run
 
 TESTS = Path(__file__).resolve().parent
 # What fails soonest stands first; what stands on everything else comes last.
@@ -27,12 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def molecule_runs(request: pytest.FixtureRequest) -> Iterator[Runner]:
+def molecule_runs(request: pytest.FixtureRequest) -> Iterator[Background]:
     """The selected scenarios, in the order of their tests; they run from the first test on, because most tests wait."""
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
     picked = [item.callspec.params for item in items if item.originalname == "test_scenario"]
     runs = [Run(str(each["release"]), str(each["scenario"])) for each in picked]
-    running = Runner(runs, int(os.environ.get("MOLECULE_WORKERS", "2")))
+    running = Background(runs, int(os.environ.get("MOLECULE_WORKERS", "2")))
     try:
         yield running
     finally:

@@ -12,10 +12,11 @@ MOLECULE_SCENARIOS="hardening cleanup" picks some. Logs stay in .cache/molecule/
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.goldsmith.images.tests.support.molecule_runs import ROOT, Run, Runner
+from ansible_collections.goldsmith.images.tests.support.molecule_runs import ROOT, Background, Run
 
 # The slow ones first, or one of them runs alone at the end.
 SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
@@ -47,11 +48,11 @@ def parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize(("release", "scenario"), parameters())
-def test_scenario(release: str, scenario: str, molecule_runs: Runner) -> None:
+def test_scenario(release: str, scenario: str, molecule_runs: Background) -> None:
     outcome = molecule_runs.outcome(Run(release, scenario))
     print(f"{scenario} on {release}: {outcome.tests} checks, {outcome.seconds:.0f} s, log {outcome.log}")
     if outcome.code:
-        tail = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:]
+        tail = Path(outcome.log).read_text(encoding="utf-8", errors="replace").splitlines()[-120:]
         pytest.fail(
             f"{scenario} on {release} failed (exit code {outcome.code}), log {outcome.log}:\n" + "\n".join(tail),
             pytrace=False,
