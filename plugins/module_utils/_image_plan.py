@@ -128,11 +128,16 @@ def choose_build_method(
     """Decide between a machine and a root tree.
 
     *wanted* is auto, vm or rootfs; *running_system_roles* maps roles that cannot work on a tree to why;
-    *tree_problem* says why no tree can be built here. PlanError when rootfs is demanded and impossible.
+    *tree_problem* says why no tree can be built here. PlanError when what is demanded is impossible, or both are.
     """
+    machine_problem = ""
+    if base["method"] == "bootstrap" and base.get("release") == "bookworm":
+        machine_problem = "Debian 12's kernel for clouds cannot read the CD that Packer gives the first account on"
+    if wanted == "vm" and machine_problem:
+        raise PlanError(f"build_method=vm was asked for, but cannot be used: {machine_problem}; rootfs can")
     if wanted == "vm":
         return BuildMethod("vm", "asked for")
-    if wanted == "auto" and accelerator.name == "kvm":
+    if wanted == "auto" and accelerator.name == "kvm" and not machine_problem:
         return BuildMethod("vm", "with KVM a machine is as fast and closer to what will boot")
     problem = ""
     if base["method"] != "bootstrap" and "distribution" not in base and wanted == "auto":
@@ -145,9 +150,12 @@ def choose_build_method(
     else:
         problem = tree_problem()
     if not problem:
-        return BuildMethod("rootfs", "asked for" if wanted == "rootfs" else "no accelerated KVM, and a tree needs none")
+        why = "asked for" if wanted == "rootfs" else machine_problem or "no accelerated KVM, and a tree needs none"
+        return BuildMethod("rootfs", why)
     if wanted == "rootfs":
         raise PlanError(f"build_method=rootfs was asked for, but cannot be used: {problem}")
+    if machine_problem:
+        raise PlanError(f"no build_method can be used: {machine_problem}, and for a root tree {problem}")
     return BuildMethod("vm", problem)
 
 

@@ -63,6 +63,19 @@ def test_a_tree_that_was_demanded_and_is_impossible_is_an_error(base, running, p
         planning.choose_build_method("rootfs", TCG, {"method": base}, running, lambda: problem)
 
 
+BOOKWORM = {"method": "bootstrap", "release": "bookworm"}
+
+
+def test_debian_12_is_built_in_a_tree():
+    method = planning.choose_build_method("auto", KVM, BOOKWORM, {}, lambda: "")
+    assert method.name == "rootfs"
+    assert "cannot read the CD" in method.reason
+    with pytest.raises(planning.PlanError, match="build_method=vm was asked for, but cannot be used: .*; rootfs can"):
+        planning.choose_build_method("vm", KVM, BOOKWORM, {}, lambda: "")
+    with pytest.raises(planning.PlanError, match="no build_method can be used: .* and for a root tree it is full"):
+        planning.choose_build_method("auto", KVM, BOOKWORM, {}, lambda: "it is full")
+
+
 @pytest.fixture
 def collection(tmp_path: Path) -> Path:
     for role, text in {"one": "plain", "two": "name: goldsmith.images.helper", "helper": "helps"}.items():
