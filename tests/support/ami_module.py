@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
+import pytest
 from ansible.module_utils import basic
 from ansible_collections.goldsmith.images.plugins.module_utils import _aws_session
 from ansible_collections.goldsmith.images.tests.support.cloud import KEYS, Cloud
@@ -56,6 +58,10 @@ class Module:
             defaults = {"journal": str(folder / "journal"), "poll": 0.05, **defaults}
         self.defaults = defaults
         self.process: Any = None
+        # Python before 3.13 does not tell the server where modules are, and then each process loads all of them again.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+            multiprocessing.forkserver.ensure_running()
 
     def kill(self) -> None:
         """Kill the module, from whatever thread."""
