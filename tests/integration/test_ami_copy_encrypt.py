@@ -17,7 +17,6 @@ from ansible_collections.goldsmith.images.tests.support.ami_copy import (
     FRIEND,
     OTHER,
     ROLE,
-    changes,
     client,
     keys,
     only,
@@ -50,7 +49,7 @@ def test_regions_and_accounts_get_verified_copies_and_a_second_run_changes_nothi
         "snapshot_tags": {"kind": "root"},
     }
     would = run(module, check=True, **params)
-    assert would["changed"] and changes(cloud) == []
+    assert would["changed"] and cloud.changes() == []
     assert [copy["action"] for copy in would["copies"]] == ["would_create"] * 4
     result = run(module, **params)
     assert not result["failed"], result["msg"]
@@ -78,11 +77,11 @@ def test_regions_and_accounts_get_verified_copies_and_a_second_run_changes_nothi
         for snapshot in image.devices:
             tags = {tag["key"]: tag["value"] for tag in snapshot.get_tags()}
             assert tags == {"team": "platform", "kind": "root", **marks}
-    assert "CreateTags" not in changes(cloud)  # tagged in the call that made them
+    assert "CreateTags" not in cloud.changes()  # tagged in the call that made them
     assert result["summary"]["created"] == 4
     cloud.calls.clear()
     again = run(module, **params)
-    assert not again["changed"] and changes(cloud) == []
+    assert not again["changed"] and cloud.changes() == []
     assert [copy["action"] for copy in again["copies"]] == ["unchanged"] * 4
     assert [copy["image_id"] for copy in again["copies"]] == [copy["image_id"] for copy in result["copies"]]
 
@@ -116,7 +115,7 @@ def test_without_temporary_share_another_account_cannot_copy(cloud: Cloud, modul
     )
     assert result["failed"]
     assert only(result["copies"])["error"]["code"] == "InvalidAMIID.NotFound"
-    assert "ModifyImageAttribute" not in changes(cloud)
+    assert "ModifyImageAttribute" not in cloud.changes()
 
 
 def test_pending_copy_is_adopted(cloud: Cloud, module: Module) -> None:
@@ -347,7 +346,7 @@ def test_source_after(cloud: Cloud, module: Module, after: str) -> None:
     params = {"source": where, "regions": ["us-east-1"], "source_after": after}
     params["delete_source_snapshots"] = after == "deregister"
     assert run(module, check=True, **params)["source_action"]["result"] == f"would_{after}"
-    assert changes(cloud) == []
+    assert cloud.changes() == []
     result = run(module, **params)
     assert not result["failed"], result["msg"]
     done = {"deprecate": "deprecated", "disable": "disabled", "deregister": "deregistered"}[after]
@@ -360,7 +359,7 @@ def test_source_after(cloud: Cloud, module: Module, after: str) -> None:
         assert bool(image.deprecation_time) == (after == "deprecate")
     cloud.calls.clear()
     again = run(module, **params)
-    assert not again["changed"] and not again["failed"] and changes(cloud) == []
+    assert not again["changed"] and not again["failed"] and cloud.changes() == []
     assert again["source_action"]["result"] == "unchanged"
 
 
@@ -520,7 +519,7 @@ def refuse(cloud: Cloud, module: Module, message: str, check: bool = False, **pa
     assert result is not None and result["failed"]
     assert message in result["msg"]
     assert result["changed"] is False
-    assert changes(cloud) == []
+    assert cloud.changes() == []
     assert not list((module.folder / "journal").glob("*.jsonl")) or cloud.calls
 
 

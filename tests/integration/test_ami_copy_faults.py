@@ -12,7 +12,6 @@ import pytest
 from ansible_collections.goldsmith.images.tests.support.ami_copy import (
     OTHER,
     ROLE,
-    changes,
     client,
     keys,
     only,
@@ -45,7 +44,7 @@ def test_request_that_was_refused_is_not_repeated_with_what_was_wrong(cloud: Clo
     wrong, right = [call.params for call in cloud.calls if call.action == "CopyImage"]
     assert wrong["ClientToken"] != right["ClientToken"]
     assert right["TagSpecification.1.Tag.1.Value"] == ["right"]
-    assert "CreateTags" not in changes(cloud)
+    assert "CreateTags" not in cloud.changes()
 
 
 def test_throttled_request_is_repeated_as_it_was(cloud: Cloud, module: Module) -> None:
@@ -120,7 +119,7 @@ def test_encrypted_false_is_refused_where_ebs_encrypts_by_default(cloud: Cloud, 
     result = module(source=source(cloud), regions=["us-east-1"], encrypted=False)
     assert result is not None and result["failed"]
     assert f"{HOME}/us-east-1: encrypted=false, but EBS encryption by default is on" in result["msg"]
-    assert changes(cloud) == []
+    assert cloud.changes() == []
 
 
 def test_copy_that_is_not_what_was_asked_for_is_removed(cloud: Cloud, module: Module) -> None:

@@ -100,6 +100,12 @@ class Cloud:
         """How often an action was called."""
         return sum(call.action == action for call in self.calls)
 
+    def changes(self, since: int = 0) -> list[str]:
+        """The calls that were not only questions."""
+        # A data key is only asked for as a dry run.
+        reads = ("Describe", "GenerateDataKey", "Get", "List", "AssumeRole")
+        return [call.action for call in self.calls[since:] if not call.action.startswith(reads)]
+
     # -------------------------------------------------------------------------------------------- for tests to set up
     def image(
         self,
