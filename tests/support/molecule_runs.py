@@ -93,9 +93,10 @@ class Runner:
             self._running.release()
 
     def outcomes(self) -> Iterator[tuple[Run, Outcome]]:
-        for future in as_completed(self._futures.values()):
+        runs = {future: run for run, future in self._futures.items()}
+        for future in as_completed(runs):
             if not future.cancelled():
-                yield next(run for run, each in self._futures.items() if each is future), future.result()
+                yield runs[future], future.result()
 
     def close(self) -> None:
         self._stop.set()
