@@ -50,8 +50,8 @@ def measure(net: Net) -> dict[str, Any]:
 
 
 def main() -> None:
-    if network.missing():
-        sys.exit(f"bench: {network.missing()}")
+    if network.WHY_NOT:
+        sys.exit(f"bench: {network.WHY_NOT}")
     with tempfile.TemporaryDirectory(prefix="bench-net-") as folder, ExitStack() as stack:
         net = Net(Path(folder), stack)
         net.lay_cables()

@@ -9,11 +9,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 from ansible_collections.goldsmith.images.tests.support import network
 from ansible_collections.goldsmith.images.tests.support.network import Namespace, address, cable
 
-pytestmark = pytest.mark.skipif(bool(network.missing()), reason=network.missing())
+pytestmark = network.needed
 
 PEER = "192.0.2.1"
 ECHO = f"""

@@ -18,7 +18,7 @@ from ansible_collections.goldsmith.images.tests.support import documented, netwo
 from ansible_collections.goldsmith.images.tests.support.broken_network import SERVER, Net
 from ansible_collections.goldsmith.images.tests.support.network import Namespace
 
-pytestmark = pytest.mark.skipif(bool(network.missing()), reason=network.missing())
+pytestmark = network.needed
 
 NOTHING_LOCAL = {"interfaces": [], "default_route": False}
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,19 @@ def keyring(path: Path, armored: str) -> Path:
     return path
 
 
-@needs_tools
-def test_signature(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Signed:
+    """A repository that is served, its key, and another one that has nothing to do with it."""
+
+    uri: str
+    folder: Path
+    armored: str
+    right: Path
+    wrong: Path
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> Iterator[Signed]:
     folder = tmp_path / "repository"
     folder.mkdir()
     ours, our_key, _fingerprint = apt_repository.make_key()
@@ -50,18 +62,23 @@ def test_signature(tmp_path: Path) -> None:
         right, wrong = keyring(tmp_path / "right.gpg", our_key), keyring(tmp_path / "wrong.gpg", other_key)
         with apt_repository.serve(folder) as port:
             uri = f"http://127.0.0.1:{port}"
-            status, error, detail = look(uri, right)
-            assert (status, error) == ("pass", None) and detail.endswith(", signed"), detail
-            assert look(uri, wrong)[:2] == ("fail", "release_signature")
-            (tmp_path / "right.asc").write_text(our_key)
-            status, error, detail = look(uri, tmp_path / "right.asc")
-            assert (status, error) == ("pass", None) and detail.endswith(", signed"), detail
-            release = folder / "InRelease"
-            release.write_text(release.read_text().replace("SHA256:", "SHA256:\n 0 0 forged", 1))
-            assert look(uri, right)[:2] == ("fail", "release_signature")
+            yield Signed(uri, folder, our_key, right, wrong)
     finally:
         for home in (ours, other):
             apt_repository.remove_key(home)
+
+
+@needs_tools
+def test_signature(signed: Signed, tmp_path: Path) -> None:
+    status, error, detail = look(signed.uri, signed.right)
+    assert (status, error) == ("pass", None) and detail.endswith(", signed"), detail
+    assert look(signed.uri, signed.wrong)[:2] == ("fail", "release_signature")
+    (tmp_path / "right.asc").write_text(signed.armored)
+    status, error, detail = look(signed.uri, tmp_path / "right.asc")
+    assert (status, error) == ("pass", None) and detail.endswith(", signed"), detail
+    release = signed.folder / "InRelease"
+    release.write_text(release.read_text().replace("SHA256:", "SHA256:\n 0 0 forged", 1))
+    assert look(signed.uri, signed.right)[:2] == ("fail", "release_signature")
 
 
 def apt_get(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -75,35 +92,22 @@ def apt_get(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 def test_apt_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apt_get(tmp_path, monkeypatch, "sleep 60")
-    start = time.monotonic()
     result = run(1, configured=True)
-    assert time.monotonic() - start < 10
     assert (result.target, result.status, result.error_class) == ("configured repositories", "fail", "timeout")
     assert "apt-get indextargets has not ended in 0.5 s" in result.detail
     assert "look at the disk" in result.hint
 
 
 @needs_tools
-def test_configured_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    ours, our_key, _fingerprint = apt_repository.make_key()
-    other, other_key, _fingerprint = apt_repository.make_key()
-    try:
-        apt_repository.index_and_sign(folder, ours)
-        right, wrong = keyring(tmp_path / "right.gpg", our_key), keyring(tmp_path / "wrong.gpg", other_key)
-        with apt_repository.serve(folder) as port:
-            for signed_by, status, said in (
-                (right, "pass", ", signed"),
-                (wrong, "fail", "No public key"),
-                # As apt has it where the configuration does not say.
-                ("$(SIGNED_BY)", "pass", ""),
-                (f"{right} {wrong}", "pass", ""),
-            ):
-                apt_get(tmp_path, monkeypatch, f"echo 'http://127.0.0.1:{port} ./ {signed_by}'")
-                result = run(10, configured=True)
-                assert (result.status, result.target) == (status, f"http://127.0.0.1:{port}/./InRelease"), result
-                assert result.detail.endswith(said) and (said or "signed" not in result.detail), result
-    finally:
-        for home in (ours, other):
-            apt_repository.remove_key(home)
+def test_configured_repository(signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for signed_by, status, said in (
+        (signed.right, "pass", ", signed"),
+        (signed.wrong, "fail", "No public key"),
+        # As apt has it where the configuration does not say.
+        ("$(SIGNED_BY)", "pass", ""),
+        (f"{signed.right} {signed.wrong}", "pass", ""),
+    ):
+        apt_get(tmp_path, monkeypatch, f"echo '{signed.uri} ./ {signed_by}'")
+        result = run(10, configured=True)
+        assert (result.status, result.target) == (status, f"{signed.uri}/./InRelease"), result
+        assert result.detail.endswith(said) and (said or "signed" not in result.detail), result

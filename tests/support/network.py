@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 SERVERS = Path(__file__).with_name("network_servers.py")
 
@@ -50,6 +52,10 @@ def missing() -> str:
 
 def which(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+WHY_NOT = missing()
+needed = pytest.mark.skipif(bool(WHY_NOT), reason=f"no networks can be made on this machine: {WHY_NOT}")
 
 
 class Namespace:
