@@ -130,6 +130,9 @@ def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile:
     sysctl = (tree.path / "etc/sysctl.d/60-goldsmith-hardening.conf").read_text(encoding="utf-8")
     assert "kernel.kptr_restrict = 2\n" in sysctl
     assert ("net.ipv4.conf.all.forwarding" in sysctl) == strict
+    after_the_distributions = (tree.path / "etc/sysctl.d/99-protected-goldsmith.conf").read_text(encoding="utf-8")
+    assert "fs.protected_fifos = 2\n" in after_the_distributions
+    assert "kernel" not in after_the_distributions
     assert not re.search(r"^(/etc/sysctl\.conf)", first.output, re.MULTILINE)
 
     rules = in_a_network_of_its_own(

@@ -125,12 +125,14 @@ def look(want: dict[str, Any]) -> dict[str, Any]:
     values = sysctl_values(others)
     routes = ("net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv6.conf.all.forwarding")
     login_defs = Path("/etc/login.defs")
+    pam_session = Path("/etc/pam.d/common-session")
     user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
     return {
         "ssh_ports": sorted(ports) or [22],
         "sshd_previous": base64.b64encode(dropin.read_bytes()).decode() if dropin.exists() else None,
         "login_user": "" if want["offline"] else user,
         "login_defs": login_defs.read_text(encoding="utf-8") if login_defs.exists() else "",
+        "pam_umask": pam_session.exists() and "pam_umask" in pam_session.read_text(encoding="utf-8"),
         "snapd": os.path.exists("/usr/lib/snapd/snapd"),
         "firewalls": firewalls(),
         "forwarding": any(values.get(name, ("0", ""))[0] == "1" for name in routes),
