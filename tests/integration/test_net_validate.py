@@ -406,6 +406,13 @@ def test_server_that_never_stops_sending(net: Net, port: int) -> None:
     assert report["rss_mb"] < 100, report["rss_mb"]
 
 
+def test_expression_that_never_ends_holds_up_nobody(net: Net) -> None:
+    endless = {"url": f"http://{SERVER}:9003/", "expect_body": "(.+)+(.+)+ nope"}
+    report = net.client.validate(http=[endless], tcp=[f"{SERVER}:9003"], timeout=6, **NOTHING_LOCAL)
+    assert sorted(says(entry) for entry in report["checks"]) == [("fail", "http_body"), ("pass", None)]
+    assert "is not done with the body" in str(report["checks"])
+
+
 def test_release_file_that_never_ends(net: Net) -> None:
     repository = {"uri": f"http://{SERVER}:9003/debian", "suite": "good"}
     report = net.client.validate(apt={"repositories": [repository]}, timeout=15, **NOTHING_LOCAL)
