@@ -22,7 +22,7 @@ from ansible_collections.goldsmith.images.tests.support.molecule_runs import ROO
 SLOW = ["kubernetes_prerequisites", "hardening", "container_runtime"]
 # Only `make test-all` waits for a variant of another one, for some hundred megabytes of packages, and for all scenarios
 # on a second base disk.
-MATRIX = ["cleanup_first_boot", "cml_host", "hardening_lockout", "hardening_strict"]
+MATRIX = ["cleanup_first_boot", "cml_host", "hardening_first", "hardening_lockout", "hardening_strict"]
 RELEASES = ["trixie", "bookworm"]
 # The role's platforms are others.
 NOT_FOR = {"bookworm": ["cml_host"]}
