@@ -30,6 +30,14 @@ WAITING = """\
 LISTEN 0      4096           0.0.0.0:22        0.0.0.0:*    users:(("systemd",pid=1,fd=87))
 LISTEN 0      4096                 *:9090            *:*    users:(("systemd",pid=1,fd=90))
 """
+# Somebody's forwards: a port of his own on loopback (-R), and a connection to a server behind (-L).
+FORWARDS = """\
+LISTEN 0      128      0.0.0.0:22      0.0.0.0:*     users:(("sshd",pid=13,fd=7))
+LISTEN 0      128    127.0.0.1:8080    0.0.0.0:*     users:(("sshd",pid=19,fd=9))
+LISTEN 0      128        [::1]:8080       [::]:*     users:(("sshd",pid=19,fd=8))
+ESTAB  0      0     192.0.2.10:22   192.0.2.77:50112 users:(("sshd",pid=19,fd=4))
+ESTAB  0      0     192.0.2.10:46892 192.0.2.20:5432 users:(("sshd",pid=19,fd=10))
+"""
 SOCKET = "Listen=0.0.0.0:22 (Stream)\nListen=[::]:2022 (Stream)\n"
 
 
@@ -49,8 +57,9 @@ def script() -> ModuleType:
         pytest.param(LEFT, "", {2222}, id="only open connections"),
         pytest.param(WAITING, SOCKET, {22, 2022}, id="ssh.socket"),
         pytest.param(MOVED, SOCKET, {22, 2022, 2222}, id="both"),
+        pytest.param(FORWARDS, "", {22}, id="forwards"),
         pytest.param("", "", set(), id="nothing"),
     ],
 )
 def test_ports_of_ssh(script: ModuleType, connections: str, sockets: str, ports: set[int]) -> None:
-    assert script.ssh_ports(connections, sockets) == ports
+    assert script.ssh_ports(connections, sockets, range(32768, 61000)) == ports

@@ -74,14 +74,20 @@ def sshd_settings(key: list[str], *options: str, user: str = "root") -> dict[str
 def ports_in_use() -> set[int]:
     """Of a running machine: where sshd, or systemd for it, listens, and what its open connections came in by."""
     sockets = run("systemctl", "show", "--property=Listen", "ssh.socket")[1] if active("ssh.socket") else ""
-    return ssh_ports(run("ss", "-Htnap")[1], sockets)
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()
+    return ssh_ports(run("ss", "-Htnap")[1], sockets, range(int(first), int(last) + 1))
 
 
-def ssh_ports(connections: str, sockets: str) -> set[int]:
-    """In what ss and systemctl print."""
-    lines = [line.split() for line in connections.splitlines() if '"sshd' in line]
-    found = {re.search(r":(\d+)$", fields[3]) for fields in lines if len(fields) > 3}
-    return {int(match[1]) for match in found if match} | {int(n) for n in re.findall(r":(\d+) \(Stream\)", sockets)}
+def ssh_ports(connections: str, sockets: str, outgoing: range) -> set[int]:
+    """In what ss and systemctl print. For its users sshd also listens on loopback, and connects to others."""
+    found = {int(port) for port in re.findall(r":(\d+) \(Stream\)", sockets)}
+    for line in connections.splitlines():
+        match = re.match(r'(LISTEN|ESTAB) .*? (\S+):(\d+) .*"sshd', line)
+        if match:
+            state, address, port = match[1], match[2], int(match[3])
+            forwards = address.startswith(("127.", "[::1]")) if state == "LISTEN" else port in outgoing
+            found |= set() if forwards else {port}
+    return found
 
 
 def active(unit: str) -> bool:
