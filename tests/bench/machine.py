@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,8 @@ def environment(work: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def machine(scenario: str, **settings: str) -> Iterator[Machine]:
     """A machine as the scenario has it; settings are Molecule's, such as MOLECULE_PACKAGES."""
+    # Or a bench that is ended would leave the machine behind.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="gi-mol-") as folder:
         molecule = [sys.executable, "-m", "molecule"]
         env = {**environment(Path(folder)), **settings}
