@@ -97,3 +97,20 @@ def test_notices_that_nobody_gets_in(
     assert done.returncode != 0
     assert "A new login over SSH does not work" in " ".join(done.stdout.split())
     assert logins == 1
+
+
+def test_tries_again_while_there_is_no_way_in(
+    server: tuple[dict[str, Any], Path], ansible_env: dict[str, str], tmp_path: Path
+) -> None:
+    """As after a reload, when sshd does not listen for a moment."""
+    way = tmp_path / "way"
+    way.touch()
+    (tmp_path / "ssh_config").write_text(f'Match exec "test -e {way}"\n    HostName 127.0.0.1\n')
+    without_name = ssh_server.CLIENT.replace("/dev/null", str(tmp_path / "ssh_config"), 1)
+    env = {**ansible_env, "ANSIBLE_SSH_COMMON_ARGS": without_name}
+    # The end of its terminal must not end it.
+    # The end of its terminal must not end it.
+    back = f"trap '' HUP; (sleep 2; touch {way}) </dev/null >/dev/null 2>&1 &"
+    done, logins = play(server, env, tmp_path, meanwhile=f"rm {way}; {back}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert logins == 2
