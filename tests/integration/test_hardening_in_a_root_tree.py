@@ -328,3 +328,20 @@ def test_a_failed_start_is_taken_back(tree: root_tree.RootTree, ansible_env: dic
     assert dropin.read_text() == "X11Forwarding no\n"
     assert not (tree.path / "etc/nftables.d/goldsmith.nft").exists()
     assert list((tree.path / "etc/systemd/system").rglob("goldsmith-firewall.service")) == []
+
+
+@pytest.mark.slow_matrix
+@pytest.mark.parametrize("tree", ["bookworm"], indirect=True)
+def test_umask_by_pam_also_after_a_run_that_was_cut_off(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    session = tree.path / "etc/pam.d/common-session"
+    assert "pam_umask" not in session.read_text()
+    only = ("--tags", "hardening_logins")
+    first = tree.play([ROLE], ansible_env, *only)
+    assert first.code == 0, first.output
+    assert "pam_umask.so" in session.read_text()
+    tree.run("pam-auth-update", "--disable", "goldsmith-umask")
+    assert "pam_umask" not in session.read_text()
+    again = tree.play([ROLE], ansible_env, *only)
+    assert again.code == 0, again.output
+    assert "pam_umask.so" in session.read_text()
+    assert tree.play([ROLE], ansible_env, *only).recap["changed"] == 0

@@ -109,7 +109,6 @@ def test_tries_again_while_there_is_no_way_in(
     without_name = ssh_server.CLIENT.replace("/dev/null", str(tmp_path / "ssh_config"), 1)
     env = {**ansible_env, "ANSIBLE_SSH_COMMON_ARGS": without_name}
     # The end of its terminal must not end it.
-    # The end of its terminal must not end it.
     back = f"trap '' HUP; (sleep 2; touch {way}) </dev/null >/dev/null 2>&1 &"
     done, logins = play(server, env, tmp_path, meanwhile=f"rm {way}; {back}")
     assert done.returncode == 0, done.stdout + done.stderr
