@@ -25,12 +25,14 @@ PACKAGES = (
     "fail2ban",
     "iproute2",
     "libpam-pwquality",
+    "libpam-tmpdir",
     "nftables",
     "openssh-server",
     "python3-systemd",
     "sudo",
     "ufw",
     "unattended-upgrades",
+    "usbguard",
 )
 PROFILES = ("baseline", "kubernetes_node", "cml_host", "strict")
 
@@ -124,7 +126,7 @@ def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile:
 
     assert {"cramfs", "dccp", "usb_storage"} <= blocked(tree)
     assert not {"overlay", "br_netfilter", "vfat", "isofs"} & blocked(tree)
-    assert ("squashfs" in blocked(tree)) == strict
+    assert ("squashfs" in blocked(tree)) == (profile in ("kubernetes_node", "strict"))
     assert ("sctp" in blocked(tree)) == (profile in ("baseline", "strict"))
 
     sysctl = (tree.path / "etc/sysctl.d/60-goldsmith-hardening.conf").read_text(encoding="utf-8")
@@ -157,6 +159,11 @@ def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile:
     tree.run("systemd-analyze", "verify", *verify)
     assert "-k identity" in (tree.path / "etc/audit/audit.rules").read_text(encoding="utf-8")
     assert (tree.path / "etc/crontab").exists() is False or (tree.path / "etc/crontab").stat().st_mode & 0o77 == 0
+
+    usb = tree.path / "etc/systemd/system/usbguard.service.d/60-goldsmith.conf"
+    assert usb.exists() == (profile in ("kubernetes_node", "strict"))
+    if usb.exists():
+        tree.run("usbguard-rule-parser", "-f", "/etc/usbguard/rules.conf")
 
     setting = "echo nobody:$1 | chpasswd 2>&1 || true"
     assert "shorter than 14 characters" in tree.run("sh", "-c", setting, "sh", "Xk9-vQz7")
@@ -345,3 +352,17 @@ def test_umask_by_pam_also_after_a_run_that_was_cut_off(tree: root_tree.RootTree
     assert again.code == 0, again.output
     assert "pam_umask.so" in session.read_text()
     assert tree.play([ROLE], ansible_env, *only).recap["changed"] == 0
+
+
+@pytest.mark.slow_matrix
+@pytest.mark.parametrize("tree", ["bookworm"], indirect=True)
+def test_pam_that_somebody_has_edited_is_a_conflict(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
+    session = tree.path / "etc/pam.d/common-session"
+    edited = "session required pam_unix.so\n"
+    session.write_text(edited)
+    first = tree.play([ROLE], ansible_env)
+    assert first.code == 0, first.output
+    assert session.read_text() == edited
+    conflicts = {entry["id"]: entry["reason"] for entry in report(tree)["conflicts"]}
+    assert "/etc/pam.d/common-session" in conflicts["logins:umask"]
+    assert tree.play([ROLE], ansible_env).recap["changed"] == 0

@@ -113,6 +113,11 @@ def sysctl_values(paths: list[Path]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def pam_umask() -> bool:
+    session = Path("/etc/pam.d/common-session")
+    return session.exists() and "pam_umask" in session.read_text(encoding="utf-8")
+
+
 def firewalls() -> list[str]:
     """Those that this role has set up, and not anybody else."""
     found = {name: (Path(path), mark) for name, (path, mark) in FIREWALLS.items() if os.path.exists(path)}
@@ -131,14 +136,13 @@ def look(want: dict[str, Any]) -> dict[str, Any]:
     values = sysctl_values(others)
     routes = ("net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv6.conf.all.forwarding")
     login_defs = Path("/etc/login.defs")
-    pam_session = Path("/etc/pam.d/common-session")
     user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
     return {
         "ssh_ports": sorted(ports) or [22],
         "sshd_previous": base64.b64encode(dropin.read_bytes()).decode() if dropin.exists() else None,
         "login_user": "" if want["offline"] else user,
         "login_defs": login_defs.read_text(encoding="utf-8") if login_defs.exists() else "",
-        "pam_umask": pam_session.exists() and "pam_umask" in pam_session.read_text(encoding="utf-8"),
+        "pam_umask": pam_umask(),
         "snapd": os.path.exists("/usr/lib/snapd/snapd"),
         "firewalls": firewalls(),
         "forwarding": any(values.get(name, ("0", ""))[0] == "1" for name in routes),
@@ -223,6 +227,22 @@ def judge_mounts(want: dict[str, Any]) -> Iterator[str]:
             yield f"mounts: {path} is mounted without {', '.join(missing)}"
 
 
+def judge_tools(want: dict[str, Any]) -> Iterator[str]:
+    if want["offline"] or "usbguard" not in want["tools"] or not os.path.isdir("/sys/bus/usb/devices"):
+        return
+    if not active("usbguard.service"):
+        said = run("systemctl", "status", "--no-pager", "usbguard.service")[1]
+        yield f"tools: usbguard is not active: {said.strip()}"
+
+
+def judge_logins(want: dict[str, Any]) -> Iterator[dict[str, str]]:
+    if "umask" in want["logins"] and not pam_umask():
+        reason = (
+            "somebody has edited /etc/pam.d/common-session, so pam-auth-update leaves it alone: add pam_umask.so there"
+        )
+        yield {"id": "logins:umask", "reason": reason}
+
+
 def judge_apparmor(want: dict[str, Any]) -> Iterator[dict[str, str]]:
     enabled = Path("/sys/module/apparmor/parameters/enabled")
     if not want["offline"] and (not enabled.exists() or not enabled.read_text(encoding="utf-8").startswith("Y")):
@@ -235,8 +255,9 @@ PROBLEMS = {
     "firewall": judge_firewall,
     "auditd": judge_auditd,
     "mounts": judge_mounts,
+    "tools": judge_tools,
 }
-CONFLICTS = {"sysctl": judge_sysctl, "apparmor": judge_apparmor}
+CONFLICTS = {"sysctl": judge_sysctl, "logins": judge_logins, "apparmor": judge_apparmor}
 
 
 def judge(want: dict[str, Any]) -> dict[str, Any]:

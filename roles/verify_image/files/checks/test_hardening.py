@@ -52,6 +52,7 @@ PORTS = {
         "meta l4proto { tcp, udp } th dport 2000-7999 accept",
     ),
 }
+OPERATORS_ONLY = ("kubernetes_node", "strict")
 MOUNTS = {"/dev/shm": {"nosuid", "nodev", "noexec"}, "/tmp": {"nosuid", "nodev"}}
 
 GATHER = r"""
@@ -86,6 +87,8 @@ section audit; auditctl -l
 section audit_unit; systemctl show --property=ActiveState,UnitFileState auditd.service
 section apparmor; cat /sys/module/apparmor/parameters/enabled; grep -c . /sys/kernel/security/apparmor/profiles
 section mounts; findmnt --noheadings --output TARGET,OPTIONS /dev/shm; findmnt --noheadings --output TARGET,OPTIONS /tmp
+section timeout; sh -c '. /etc/profile; echo "$TMOUT"'
+section usb; systemctl show --property=ActiveState,UnitFileState usbguard.service; echo "bus=$(ls -d /sys/bus/usb)"
 section modes; stat --format='%n=%a' /root /etc/crontab /etc/cron.d /etc/ssh/sshd_config /etc/sudoers.d 2>/dev/null
 """
 
@@ -195,6 +198,20 @@ def test_umask_of_users_and_of_sudo(hardened: dict[str, str], waived: set[str]) 
     # A user with a group of its own has the same bits for it (USERGROUPS_ENAB).
     assert hardened["umask"].splitlines()[-1:] in (["0027"], ["0007"])
     assert hardened["sudo_umask"] == "0022"
+
+
+def test_idle_shells_end(hardened: dict[str, str], report: dict[str, Any], waived: set[str]) -> None:
+    wanted = report["profile"] in OPERATORS_ONLY and not waived & {"logins", "logins:timeout"}
+    assert hardened["timeout"] == ("900" if wanted else "")
+
+
+@pytest.mark.reboot
+def test_usbguard_runs_where_there_is_usb(hardened: dict[str, str], report: dict[str, Any], waived: set[str]) -> None:
+    if report["profile"] not in OPERATORS_ONLY or waived & {"tools", "tools:usbguard"}:
+        pytest.skip("not wanted")
+    found = properties(hardened["usb"])
+    assert found["UnitFileState"] == "enabled"
+    assert found["ActiveState"] == ("active" if found["bus"] else "inactive")
 
 
 @pytest.mark.reboot
