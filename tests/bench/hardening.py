@@ -6,8 +6,9 @@
 Stages: the base disk as it is, with the role, with the role and the Kubernetes prerequisites, and with the profile
 strict in a second machine. Every finding that is left has a reason in hardening_findings.yml; one without is an error.
 OpenSCAP's content is Debian 12's, as there is none for 13: its platform check is widened, and nodes have a tailoring
-file. Under emulation a stage takes ten minutes and more. Prints JSON, writes it to output/bench-hardening.json and the
-table into docs/hardening.md; exit status 1 if a finding has no reason, a proof fails or an index is not reached.
+file. Under emulation a stage takes ten minutes and more. Prints JSON, writes it to output/bench-hardening.json, Lynis'
+logs beside it, and the table into docs/hardening.md; exit status 1 if a finding has no reason, a proof fails or an
+index is not reached.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ def read_lynis(report: str, reasons: dict[str, list[dict[str, Any]]]) -> dict[st
     }
 
 
-def measure_lynis(vm: Machine, reasons: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def measure_lynis(vm: Machine, reasons: dict[str, list[dict[str, Any]]], log: Path) -> dict[str, Any]:
     vm.ssh("sudo lynis audit system --quick --no-colors --cronjob >/dev/null 2>&1", check=False)
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(vm.ssh("sudo cat /var/log/lynis.log"), encoding="utf-8")
     return read_lynis(vm.ssh("sudo cat /var/log/lynis-report.dat"), reasons)
 
 
@@ -146,7 +149,8 @@ def stage(name: str, vm: Machine, arguments: argparse.Namespace, reasons: dict[s
         checks = ["hardening", *(["container_runtime"] if "container_runtime" in roles else [])]
         proofs["checks"] = vm.checks(checks, {"distribution_release": "trixie", "hardening_profile": profile})
     note(f"{name}: Lynis")
-    result: dict[str, Any] = {"proofs": proofs, "lynis": measure_lynis(vm, reasons)}
+    log = CHECKOUT / f"output/lynis-{name.replace(' ', '-')}.log"
+    result: dict[str, Any] = {"proofs": proofs, "lynis": measure_lynis(vm, reasons, log)}
     note(f"{name}: Lynis says {result['lynis']['index']}")
     if not arguments.without_openscap:
         note(f"{name}: OpenSCAP")
