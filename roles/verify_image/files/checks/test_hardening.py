@@ -86,7 +86,7 @@ section jails; for try in $(seq 60); do fail2ban-client status && break; sleep 1
 section audit; auditctl -l
 section audit_unit; systemctl show --property=ActiveState,UnitFileState auditd.service
 section apparmor; cat /sys/module/apparmor/parameters/enabled; grep -c . /sys/kernel/security/apparmor/profiles
-section mounts; findmnt --noheadings --output TARGET,OPTIONS /dev/shm; findmnt --noheadings --output TARGET,OPTIONS /tmp
+section mounts; for path in /dev/shm /tmp /dev /proc; do findmnt --noheadings --output TARGET,OPTIONS "$path"; done
 section timeout; sh -c '. /etc/profile; echo "$TMOUT"'
 section usb; systemctl show --property=ActiveState,UnitFileState usbguard.service; echo "bus=$(ls -d /sys/bus/usb)"
 section modes; stat --format='%n=%a' /root /etc/crontab /etc/cron.d /etc/ssh/sshd_config /etc/sudoers.d 2>/dev/null
@@ -283,7 +283,8 @@ def test_apparmor_works(hardened: dict[str, str]) -> None:
 def test_mount_options(hardened: dict[str, str], report: dict[str, Any], waived: set[str]) -> None:
     found = {path: set(options.split(",")) for path, options in properties(hardened["mounts"], " ").items()}
     wanted = {path: options for path, options in MOUNTS.items() if path in found and f"mounts:{path}" not in waived}
-    if report["profile"] == "strict" and "/tmp" in wanted:
-        wanted["/tmp"] = wanted["/tmp"] | {"noexec"}
+    if report["profile"] == "strict":
+        wanted |= {"/dev": {"nosuid", "noexec"}, "/proc": {"hidepid=invisible"}}
+        wanted |= {"/tmp": wanted["/tmp"] | {"noexec"}} if "/tmp" in wanted else {}
     assert "/dev/shm" in found
     assert {path: options - found[path] for path, options in wanted.items() if options - found[path]} == {}
