@@ -87,7 +87,7 @@ section audit; auditctl -l
 section audit_unit; systemctl show --property=ActiveState,UnitFileState auditd.service
 section apparmor; cat /sys/module/apparmor/parameters/enabled; grep -c . /sys/kernel/security/apparmor/profiles
 section mounts; for path in /dev/shm /tmp /dev /proc; do findmnt --noheadings --output TARGET,OPTIONS "$path"; done
-section timeout; sh -c '. /etc/profile; echo "$TMOUT"'
+section timeout; sh -c '. /etc/profile; . /etc/profile; echo "$TMOUT"'
 section usb; systemctl show --property=ActiveState,UnitFileState usbguard.service; echo "bus=$(ls -d /sys/bus/usb)"
 section modes; stat --format='%n=%a' /root /etc/crontab /etc/cron.d /etc/ssh/sshd_config /etc/sudoers.d 2>/dev/null
 """
