@@ -1,202 +1,20 @@
 # Copyright: Contributors to the goldsmith.images project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""net_validate in networks that are broken on purpose, as tests/support/broken_network.py lays them out."""
+"""One thing broken at a time: what net_validate says of it."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.goldsmith.images.tests.support import documented, network
+from ansible_collections.goldsmith.images.tests.support import network
 from ansible_collections.goldsmith.images.tests.support.broken_network import SERVER, Net
-from ansible_collections.goldsmith.images.tests.support.network import Namespace
+from ansible_collections.goldsmith.images.tests.support.net_report import NOTHING_LOCAL, one, outcomes, says
 
 pytestmark = network.needed
-
-NOTHING_LOCAL = {"interfaces": [], "default_route": False}
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
-    with ExitStack() as stack:
-        found = Net(tmp_path_factory.mktemp("net"), stack)
-        found.lay_cables()
-        found.start_servers()
-        yield found
-
-
-def outcomes(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(entry["name"], entry["target"]): entry for entry in report["checks"]}
-
-
-def says(entry: dict[str, Any]) -> tuple[str, str | None]:
-    return entry["status"], entry["error_class"]
-
-
-# One run for all that can be seen from the client: checks run side by side.
-SURVEY: dict[tuple[str, str], tuple[str, str | None]] = {
-    ("interface", "*"): ("pass", None),
-    ("interface", "eth0"): ("pass", None),
-    ("interface", "ens*"): ("fail", "no_interface"),
-    ("default_route", "any"): ("pass", None),
-    ("mtu", SERVER): ("pass", None),
-    ("mtu", "203.0.113.2"): ("warn", "mtu_small"),
-    ("mtu", "198.51.100.3:80"): ("pass", None),
-    ("mtu", "198.51.100.3"): ("warn", "mtu_unknown"),
-    ("mtu", "[2001:db8:2::2]"): ("pass", None),
-    ("dns", "www.example.test by this machine's resolver"): ("pass", None),
-    ("dns", f"www.example.test by {SERVER}:53"): ("pass", None),
-    ("dns", "www.example.test by [2001:db8:2::2]:53"): ("pass", None),
-    ("dns", f"big.example.test by {SERVER}:53"): ("pass", None),
-    ("dns", f"no.example.test by {SERVER}:53"): ("fail", "dns_nxdomain"),
-    ("dns", "no.example.test by this machine's resolver"): ("fail", "dns_nxdomain"),
-    ("dns", f"www.example.test by {SERVER}:5302"): ("fail", "dns_server_failure"),
-    ("dns", f"www.example.test by {SERVER}:5303"): ("fail", "dns_malformed"),
-    ("dns", f"www.example.test by {SERVER}:5304"): ("fail", "dns_timeout"),
-    ("dns", f"www.example.test by {SERVER}:5399"): ("fail", "refused"),
-    ("dns_hijack", "this machine's resolver"): ("pass", None),
-    ("dns_hijack", f"{SERVER}:53"): ("pass", None),
-    ("dns_hijack", f"{SERVER}:5301"): ("fail", "dns_hijack"),
-    ("icmp", SERVER): ("pass", None),
-    ("icmp", "2001:db8:2::2"): ("pass", None),
-    ("icmp", "198.51.100.3"): ("warn", "icmp_no_answer"),
-    ("icmp", "198.18.1.1"): ("warn", "icmp_no_answer"),
-    ("icmp", "198.18.2.1"): ("warn", "host_unreachable"),
-    ("tcp", f"{SERVER}:80"): ("pass", None),
-    ("tcp", "[2001:db8:2::2]:80"): ("pass", None),
-    ("tcp", f"{SERVER}:4"): ("fail", "refused"),
-    ("tcp", f"{SERVER}:8443"): ("fail", "filtered"),
-    ("tcp", f"{SERVER}:8442"): ("fail", "host_unreachable"),
-    ("tcp", "198.18.1.1:80"): ("fail", "filtered"),
-    ("tcp", "198.18.2.1:80"): ("fail", "host_unreachable"),
-    ("tcp", "192.0.2.99:80"): ("fail", "host_unreachable"),
-    ("tcp", "four.example.test:80"): ("pass", None),
-    ("http", f"http://{SERVER}/hello"): ("pass", None),
-    ("http", "http://[2001:db8:2::2]/hello"): ("pass", None),
-    ("http", f"http://{SERVER}/generate_204"): ("pass", None),
-    ("http", f"http://{SERVER}/missing"): ("fail", "http_status"),
-    ("http", f"http://{SERVER}/moved"): ("fail", "http_status"),
-    ("http", f"http://{SERVER}:8080/generate_204"): ("fail", "captive_portal"),
-    ("http", f"http://{SERVER}:8081/generate_204"): ("fail", "captive_portal"),
-    ("http", f"http://{SERVER}/html"): ("fail", "captive_portal"),
-    ("http", f"http://{SERVER}:4/"): ("fail", "refused"),
-    ("http", f"http://{SERVER}:9001/"): ("fail", "timeout"),
-    ("http", f"http://{SERVER}:9005/"): ("fail", "timeout"),
-    ("http", f"http://{SERVER}:9002/"): ("fail", "http_malformed"),
-    ("http", f"http://{SERVER}:9006/"): ("fail", "http_malformed"),
-    ("http", "https://www.example.test/hello"): ("pass", None),
-    ("http", "https://four.example.test/hello"): ("fail", "tls_name"),
-    ("http", "https://www.example.test:8444/"): ("fail", "tls_expired"),
-    ("http", "https://www.example.test:8445/"): ("fail", "tls_not_yet_valid"),
-    ("http", "https://www.example.test:8446/"): ("fail", "tls_untrusted"),
-    ("http", f"https://{SERVER}:80/"): ("fail", "tls_error"),
-    ("apt", f"http://{SERVER}/debian/dists/good/InRelease"): ("pass", None),
-    ("apt", f"http://{SERVER}/debian/dists/future/InRelease"): ("fail", "release_not_yet_valid"),
-    ("apt", f"http://{SERVER}/debian/dists/expired/InRelease"): ("fail", "release_expired"),
-    ("apt", f"http://{SERVER}/debian/dists/page/InRelease"): ("fail", "release_malformed"),
-    ("apt", f"http://{SERVER}/debian/dists/none/InRelease"): ("fail", "http_status"),
-    ("apt", f"http://{SERVER}:8080/debian/dists/good/InRelease"): ("fail", "captive_portal"),
-    ("time", f"{SERVER}:123"): ("pass", None),
-    ("time", f"{SERVER}:1230"): ("fail", "clock_skew"),
-    ("time", f"{SERVER}:1231"): ("fail", "refused"),
-    ("imds", "http://169.254.169.254"): ("pass", None),
-    ("ssm", "ssm.eu-central-1.amazonaws.com:443"): ("pass", None),
-    ("ssm", "ssmmessages.eu-central-1.amazonaws.com:443"): ("pass", None),
-    ("ssm", "ec2messages.eu-central-1.amazonaws.com:443"): ("pass", None),
-}
-
-
-def targets(name: str) -> list[str]:
-    return [target for kind, target in SURVEY if kind == name]
-
-
-def http(target: str, **more: Any) -> dict[str, Any]:
-    expected = {"204": {"expect_status": [204]}, "html": {"expect_body": "^hello"}, "hello": {"expect_body": "^hello"}}
-    return {
-        "url": target,
-        "proxy": "none",
-        **next((each for key, each in expected.items() if key in target), {}),
-        **more,
-    }
-
-
-def survey_options(net: Net) -> dict[str, Any]:
-    releases = [target.split("/dists/") for target in targets("apt")]
-    return {
-        "interfaces": targets("interface"),
-        "mtu": {"targets": targets("mtu")},
-        "dns": {
-            "names": ["www.example.test", "no.example.test", "big.example.test"],
-            "servers": [SERVER, "2001:db8:2::2", *(f"{SERVER}:{port}" for port in (5301, 5302, 5303, 5304, 5399))],
-            "hijack_probe": True,
-        },
-        "icmp": {"targets": targets("icmp")},
-        "tcp": targets("tcp"),
-        "http": [http(target) for target in targets("http")],
-        "apt": {"repositories": [{"uri": uri, "suite": rest.split("/")[0]} for uri, rest in releases], "proxy": "none"},
-        "time": {"synchronised": False, "servers": targets("time")},
-        "imds": True,
-        "ssm": {"region": "eu-central-1", "agent_version": "3.2.0.0"},
-        "ca_path": str(net.folder / "nginx" / "Test-authority.pem"),
-        "parallel": 200,
-        "timeout": 4,
-    }
-
-
-@pytest.fixture(scope="module")
-def survey(net: Net) -> dict[tuple[str, str], dict[str, Any]]:
-    return outcomes(net.client.validate(**survey_options(net)))
-
-
-@pytest.mark.parametrize(("key", "expected"), SURVEY.items(), ids=[f"{name} {target}" for name, target in SURVEY])
-def test_seen_from_the_client(
-    survey: dict[tuple[str, str], dict[str, Any]], key: tuple[str, str], expected: tuple[str, str | None]
-) -> None:
-    assert says(survey[key]) == expected, survey[key]
-
-
-def test_all_of_it_took_no_longer_than_the_deadline(survey: dict[tuple[str, str], dict[str, Any]]) -> None:
-    assert max(entry["latency_ms"] for entry in survey.values()) < 6000
-
-
-def test_a_problem_has_a_hint_and_says_what_was_found(survey: dict[tuple[str, str], dict[str, Any]]) -> None:
-    for entry in survey.values():
-        assert entry["detail"], entry
-        assert bool(entry["hint"]) == (entry["status"] != "pass"), entry
-
-
-def test_methods_are_recorded(survey: dict[tuple[str, str], dict[str, Any]]) -> None:
-    def method(name: str, target: str) -> str:
-        return survey[name, target]["method"]
-
-    assert method("icmp", SERVER) == "icmp_raw"
-    assert method("icmp", "198.51.100.3") == "tcp"
-    assert method("mtu", SERVER) == "icmp_raw"
-    assert method("mtu", "198.51.100.3:80") == "tcp_payload"
-    assert method("dns", f"www.example.test by {SERVER}:53") == "udp"
-    assert method("dns", f"big.example.test by {SERVER}:53") == "tcp"
-    assert method("dns", "www.example.test by this machine's resolver") == "getaddrinfo"
-    assert method("http", f"http://{SERVER}/hello") == "direct"
-    assert method("time", f"{SERVER}:1230") == "sntp"
-
-
-def test_details_name_what_was_found(survey: dict[tuple[str, str], dict[str, Any]]) -> None:
-    assert "1280" in survey["mtu", "203.0.113.2"]["detail"]
-    assert "3600" in survey["time", f"{SERVER}:1230"]["detail"] or "3599" in survey["time", f"{SERVER}:1230"]["detail"]
-    assert "198.51.100.9" in survey["dns_hijack", f"{SERVER}:5301"]["detail"]
-    assert "http://portal.example.test/login" in survey["http", f"http://{SERVER}:8080/generate_204"]["detail"]
-    assert "Test authority" in survey["http", "https://www.example.test/hello"]["detail"]
-
-
-def one(report: dict[str, Any], number: int = 0) -> dict[str, Any]:
-    return report["checks"][number]
 
 
 def test_path_that_loses_large_packets_without_a_word(net: Net) -> None:
@@ -432,14 +250,30 @@ def test_no_more_run_at_once_than_allowed(net: Net) -> None:
     assert report["summary"]["fail"] == 12, report
 
 
+# Listens on port 9100 as soon as somebody has asked for it in vain; on 9101 it says that it is waiting.
+LATE = """
+import socket, sys
+seen = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+waiting = socket.create_server((sys.argv[1], 9101))
+asked = False
+while not asked:
+    packet = seen.recv(200)
+    tcp = packet[(packet[0] & 15) * 4:]
+    asked = packet[9] == socket.IPPROTO_TCP and int.from_bytes(tcp[2:4], "big") == 9100
+server = socket.create_server((sys.argv[1], 9100))
+while True:
+    server.accept()
+"""
+
+
 def test_service_that_comes_up_late_is_found_by_a_retry(net: Net) -> None:
-    code = f"import socket, time; time.sleep(1); s = socket.create_server(('{SERVER}', 9100)); time.sleep(20)"
-    late = net.server.start(sys.executable, "-I", "-c", code)
-    report = net.client.validate(tcp=[f"{SERVER}:9100", f"{SERVER}:4"], retries=9, timeout=5, **NOTHING_LOCAL)
+    late = net.server.start(sys.executable, "-I", "-c", LATE, SERVER)
+    net.server.wait_for_port(9101)
+    report = net.client.validate(tcp=[f"{SERVER}:9100", f"{SERVER}:4"], retries=4, timeout=10, **NOTHING_LOCAL)
     late.terminate()
     assert says(one(report)) == ("pass", None)
     assert one(report)["attempts"] > 1
-    assert (*says(one(report, 1)), one(report, 1)["attempts"]) == ("fail", "refused", 10)
+    assert (*says(one(report, 1)), one(report, 1)["attempts"]) == ("fail", "refused", 5)
 
 
 def test_metadata_service_that_is_not_as_it_should_be(net: Net) -> None:
@@ -499,71 +333,6 @@ def test_name_server_that_does_not_answer_ends_at_the_deadline(net: Net) -> None
     assert "www.example.test" in one(report)["detail"]
 
 
-# Modules run in a namespace, and how much memory each needed is written down.
-INTERPRETER = """\
-#!{python}
-import os, resource, subprocess, sys
-command = ["nsenter", "--target={pid}", "--net", "--mount", "--", "{python}", *sys.argv[1:]]
-done = subprocess.run(command)
-with open("{log}", "a") as log:
-    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, file=log)
-sys.exit(done.returncode)
-"""
-
-
-def inside(machine: Namespace, folder: Path) -> str:
-    """An interpreter for modules that runs them in a namespace."""
-    path = folder / "python"
-    path.write_text(INTERPRETER.format(python=sys.executable, pid=machine.pid, log=folder / "memory"))
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.mark.parametrize("check", [False, True])
-def test_module(net: Net, run_module: Any, tmp_path: Path, check: bool) -> None:
-    options = {"tcp": [f"{SERVER}:80", f"{SERVER}:4"], "timeout": 5}
-    result = run_module("net_validate", _python=inside(net.client, tmp_path), _check=check, **options)
-    assert not result["failed"], result
-    documented.check_returned("net_validate", result)
-    assert result["changed"] is False
-    assert (result["ok"], result["summary"]) == (False, {"pass": 3, "warn": 0, "fail": 1, "skip": 0})
-
-
-def test_module_fails_if_asked_to(net: Net, run_module: Any, tmp_path: Path) -> None:
-    python = inside(net.client, tmp_path)
-    options = {"tcp": [f"{SERVER}:4"], "timeout": 5, **NOTHING_LOCAL}
-    result = run_module("net_validate", _python=python, fail_on=["fail"], **options)
-    documented.check_returned("net_validate", result)
-    assert result["failed"]
-    assert f"FAIL tcp {SERVER}:4" in result["msg"] and "refused" in result["msg"]
-    assert one(result)["hint"] in result["msg"]
-    assert not run_module("net_validate", _python=python, fail_on=["warn"], **options)["failed"]
-
-
-def test_module_stays_small_and_ends_whatever_a_server_does(net: Net, run_module: Any, tmp_path: Path) -> None:
-    urls = [{"url": f"http://{SERVER}:{port}/", "expect_body": "never"} for port in (9001, 9002, 9003, 9004, 9005) * 4]
-    result = run_module("net_validate", _python=inside(net.client, tmp_path), http=urls, timeout=4, **NOTHING_LOCAL)
-    assert result["summary"]["fail"] == 20
-    assert result["elapsed_ms"] < 6000
-    peaks = [int(line) for line in (tmp_path / "memory").read_text().split()]
-    assert 20 < max(peaks) < 100, peaks
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"icpm": {"targets": ["a.example"]}}, "icpm"),
-        ({"http": [{"url": "http://a.example:99999/"}]}, "http.url: 'http://a.example:99999/' is no URL"),
-    ],
-)
-def test_module_refuses_bad_input(
-    net: Net, run_module: Any, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    result = run_module("net_validate", _python=inside(net.island, tmp_path), **options)
-    assert result["failed"] and message in result["msg"], result
-    assert "checks" not in result
-
-
 def test_nothing_is_sent_to_anybody_who_is_not_named(net: Net) -> None:
     # All IPv4 packets that leave the machine are counted, and separately those to the one host that is named.
     rule = "chain out {{ type filter hook output priority 0; meta nfproto ipv4 {} counter; }}"
@@ -588,35 +357,3 @@ def test_nothing_is_sent_to_anybody_who_is_not_named(net: Net) -> None:
     }
     assert sent_elsewhere(f"ip daddr {SERVER}", **options) > 0
     assert sent_elsewhere(f"ip daddr != {SERVER}", **options) == 0
-
-
-def test_examples(net: Net) -> None:
-    # In a machine that has no network: they are taken, and everything is found wrong.
-    tasks = [*documented.section("net_validate", "EXAMPLES"), *sum(documented.blocks("net_validate.md"), [])]
-    runs = [task["goldsmith.images.net_validate"] or {} for task in tasks if "goldsmith.images.net_validate" in task]
-    assert len(runs) >= 6
-    for params in runs:
-        report = net.island.validate(**{**params, "timeout": 0.5, "retries": 0, "fail_on": []})
-        assert not report["ok"], report
-        assert "internal" not in [entry["error_class"] for entry in report["checks"]], report
-
-
-def test_oldest_python_of_a_target(net: Net) -> None:
-    pythons = [shutil.which("python3.9"), *map(str, Path.home().glob(".pyenv/versions/3.9.*/bin/python3.9"))]
-    working = [path for path in pythons if path and subprocess.run([path, "-V"], check=False).returncode == 0]
-    if not working:
-        pytest.skip("there is no Python 3.9 here")
-    seen = outcomes(net.client.validate(python=working[-1], **survey_options(net)))
-    assert {key: says(entry) for key, entry in seen.items() if key in SURVEY} == SURVEY
-
-
-def test_secrets_are_not_in_the_module_s_result(net: Net, run_module: Any, tmp_path: Path) -> None:
-    page = {"url": f"http://{SERVER}/hello", "proxy": "http://192.0.2.1:3129"}
-    result = run_module(
-        "net_validate",
-        _python=inside(net.client, tmp_path),
-        http=[{**page, "proxy_username": "user", "proxy_password": "secret-word"}],
-        **NOTHING_LOCAL,
-    )
-    assert says(one(result)) == ("pass", None), result
-    assert "secret-word" not in str(result)
