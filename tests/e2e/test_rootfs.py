@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.goldsmith.images.tests.support.processes import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = "playbooks/build-image.yml"
@@ -241,7 +242,7 @@ def test_kill_any_process_at_any_moment(tree_build, processes_with, tree_cache: 
         time.sleep(running.killed_at)
         kill_one(chance, str(tmp_path))
         running.wait(MINUTES)
-        wait_until(lambda: not processes_with(str(tmp_path)), 60, f"processes are left (seed {seed}, {moment})")
+        wait_until(lambda: not processes_with(str(tmp_path)), 60, f"the end of all processes (seed {seed}, {moment})")
         assert mounts_in(tree_cache) == [], f"seed {seed}, {moment}"
         assert (good / "mine.qcow2").read_bytes() == b"the last good image"
     last = tree_build("-e", "image_rebuild=true")
@@ -284,13 +285,6 @@ def kill_one(chance: random.Random, mark: str) -> None:
             os.kill(chance.choice(sorted(numbers)), signal.SIGKILL)
         except ProcessLookupError:
             kill_one(chance, mark)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, message: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, message
-        time.sleep(0.2)
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

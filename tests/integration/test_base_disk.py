@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from ansible_collections.goldsmith.images.plugins.module_utils import _base_disk, _bootstrap
 from ansible_collections.goldsmith.images.plugins.module_utils._cache import Cache
+from ansible_collections.goldsmith.images.tests.support.processes import wait_until
 
 PROGRAMS = ("mmdebstrap", "qemu-img", "mke2fs", "mcopy", "debugfs")
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -291,13 +292,6 @@ def processes_with(*texts: str) -> list[int]:
         if all(text.encode() in content for text in texts):
             found.append(int(folder.name))
     return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

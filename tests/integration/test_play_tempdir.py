@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.goldsmith.images.tests.support.processes import wait_until
 
 PLAY = """
 - hosts: localhost
@@ -31,13 +31,6 @@ PLAY = """
 """
 
 
-def wait_until(condition, seconds: float = 30, pause: float = 0.05) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(pause)
-    return bool(found)
-
-
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGKILL], ids=["end", "ctrl-c", "kill"])
 def test_it_is_gone_after_the_play(ansible_env: dict[str, str], tmp_path: Path, number: signal.Signals | None):
     playbook, report = tmp_path / "play.yml", tmp_path / "report"
@@ -47,7 +40,7 @@ def test_it_is_gone_after_the_play(ansible_env: dict[str, str], tmp_path: Path, 
         command, env=ansible_env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        assert wait_until(lambda: report.exists() and report.read_text())
+        wait_until(lambda: report.exists() and report.read_text())
         directory = Path(report.read_text())
         assert directory.stat().st_mode & 0o777 == 0o700
         assert (directory / "key").stat().st_mode & 0o777 == 0o600
@@ -56,9 +49,9 @@ def test_it_is_gone_after_the_play(ansible_env: dict[str, str], tmp_path: Path, 
             Path(f"{report}.go").touch()
         else:
             # Again until it ends, as a user would: a Ctrl-C in the moment of a fork is lost in ansible-core 2.19.
-            assert wait_until(lambda: play.poll() is not None or os.killpg(play.pid, number), pause=1)
+            wait_until(lambda: play.poll() is not None or os.killpg(play.pid, number), pause=1)
         play.wait(60)
-        assert wait_until(lambda: not directory.exists())
+        wait_until(lambda: not directory.exists())
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)

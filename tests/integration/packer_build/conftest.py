@@ -22,8 +22,8 @@ from ansible_collections.goldsmith.images.tests.support.packer_build import (
     Result,
     boot_disk,
     marked,
-    wait_until,
 )
+from ansible_collections.goldsmith.images.tests.support.processes import wait_until
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from ansible_collections.goldsmith.images.tests.support.packer_build import (
     needs_packer,
     needs_qemu,
     playbook_command,
-    wait_until,
     write_playbook,
 )
+from ansible_collections.goldsmith.images.tests.support.processes import wait_until
 
 pytestmark = needs_packer
 SECRET = "s3cret in the background"

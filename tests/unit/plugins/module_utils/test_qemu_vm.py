@@ -458,7 +458,7 @@ def test_last_lines_of_a_console(tmp_path: Path) -> None:
     ],
 )
 def test_clock_counts_as_set_only_if_the_guest_shows_the_time(tmp_path: Path, guest: str, error: str) -> None:
-    """A program stands in for ssh and answers as the guest does; the real one is in test_qemu_vm_examples.py."""
+    """A program stands in for ssh and answers as the guest does; the real one is in integration/qemu_vm."""
     ssh = tmp_path / "ssh"
     ssh.write_text(f"#!/bin/sh\n{guest}\n")
     ssh.chmod(0o755)
