@@ -41,6 +41,13 @@ for unit in NetworkManager cml-network-unpin serial-getty@ttyS0 cml-install cml-
     echo "$unit=$(systemctl is-enabled "$unit.service" 2>/dev/null)"
 done
 section active; systemctl is-active NetworkManager.service serial-getty@ttyS0.service
+section console
+getty() { systemctl show --property=MainPID --value serial-getty@ttyS0.service; }
+before=$(getty)
+port=$(ls /sys/bus/pnp/drivers/serial | grep : | head -n 1)
+for what in unbind bind; do echo "$port" >"/sys/bus/pnp/drivers/serial/$what"; udevadm settle; done
+for try in $(seq 30); do case $(getty) in 0 | "$before") sleep 1 ;; *) break ;; esac; done
+echo "$before $(getty)"
 section libvirt; virsh --connect qemu:///system version 2>&1
 section domain; virsh --connect qemu:///system domcapabilities --virttype qemu 2>&1 | grep -c "<domain>qemu</domain>"
 section nested; modprobe --showconfig | grep '^options kvm_'
@@ -97,6 +104,12 @@ def test_services_are_enabled_and_run(cml: dict[str, str]) -> None:
     units = properties(cml["units"])
     assert [units[name] for name in ("NetworkManager", "cml-network-unpin", "serial-getty@ttyS0")] == ["enabled"] * 3
     assert cml["active"].split() == ["active", "active"]
+
+
+def test_login_on_the_serial_console_comes_back_with_its_device(cml: dict[str, str]) -> None:
+    before, after = cml["console"].split()
+    assert "0" not in (before, after)
+    assert before != after
 
 
 @pytest.mark.reboot
