@@ -142,7 +142,7 @@ def stage(name: str, vm: Machine, arguments: argparse.Namespace, reasons: dict[s
     proofs: dict[str, bool] = {}
     if roles:
         note(f"{name}: applying {', '.join(roles)}")
-        vm.play(roles, hardening_profile=profile)
+        vm.play(roles, hardening_profile=profile, kubernetes_prerequisites_packages_source="distribution")
         login = vm.ssh("echo in", "-o", "ControlMaster=no", "-o", "ControlPath=none")
         words = vm.ssh("sudo sh -s", text=PROOFS, check=False).split()
         proofs = {"second_login": login.strip() == "in", **{k: k in words for k in ("dns", "unattended_upgrades")}}

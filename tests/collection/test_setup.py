@@ -31,14 +31,27 @@ def setup(*arguments: str, script: Path = SETUP, **env: str) -> subprocess.Compl
     )
 
 
+def small_checkout(folder: Path) -> Path:
+    """Its requirements are empty, so that nothing is downloaded."""
+    (folder / "scripts").mkdir()
+    shutil.copy(SETUP, folder / "scripts" / "setup")
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+        (folder / name).touch()
+    return folder
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A small checkout whose requirements are empty, so that nothing is downloaded."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(SETUP, tmp_path / "scripts" / "setup")
-    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
-        (tmp_path / name).touch()
-    return tmp_path
+    return small_checkout(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with its environment; making one takes seconds."""
+    checkout = small_checkout(tmp_path_factory.mktemp("ready"))
+    first = in_checkout(checkout, "runtime")
+    assert first.returncode == 0, first.stderr
+    return checkout
 
 
 def in_checkout(checkout: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -51,34 +64,31 @@ def test_an_unknown_level_is_named() -> None:
     assert "everything" in done.stderr and "runtime|tests" in done.stderr
 
 
-def test_the_environment_is_made_once(checkout: Path) -> None:
-    first = in_checkout(checkout, "runtime")
-    assert first.returncode == 0, first.stderr
-    link = checkout / ".venv" / "collections" / "ansible_collections" / "goldsmith" / "images"
-    assert link.resolve() == checkout
-    made = (checkout / ".venv" / "pyvenv.cfg").stat().st_mtime_ns
+def test_the_environment_is_made_once(ready: Path) -> None:
+    link = ready / ".venv" / "collections" / "ansible_collections" / "goldsmith" / "images"
+    assert link.resolve() == ready
+    made = (ready / ".venv" / "pyvenv.cfg").stat().st_mtime_ns
 
-    second = in_checkout(checkout, "runtime")
+    second = in_checkout(ready, "runtime")
     assert (second.returncode, second.stdout) == (0, "")
-    assert (checkout / ".venv" / "pyvenv.cfg").stat().st_mtime_ns == made
+    assert (ready / ".venv" / "pyvenv.cfg").stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("damage", ["interrupted", "python_gone", "moved"])
-def test_a_damaged_environment_is_built_anew(checkout: Path, damage: str) -> None:
-    assert in_checkout(checkout, "runtime").returncode == 0
+def test_a_damaged_environment_is_built_anew(ready: Path, damage: str) -> None:
     if damage == "interrupted":
-        (checkout / ".venv" / ".setup-made-at").unlink()
+        (ready / ".venv" / ".setup-made-at").unlink()
     elif damage == "python_gone":
-        (checkout / ".venv" / "bin" / "python").unlink()
-        (checkout / ".venv" / "bin" / "python").symlink_to("/nonexistent/python3.11")
+        (ready / ".venv" / "bin" / "python").unlink()
+        (ready / ".venv" / "bin" / "python").symlink_to("/nonexistent/python3.11")
     else:
-        (checkout / ".venv" / ".setup-made-at").write_text("/somewhere/else/.venv", encoding="utf-8")
+        (ready / ".venv" / ".setup-made-at").write_text("/somewhere/else/.venv", encoding="utf-8")
 
-    again = in_checkout(checkout, "runtime")
+    again = in_checkout(ready, "runtime")
 
     assert again.returncode == 0, again.stderr
     assert "building it anew" in again.stdout
-    assert subprocess.run([checkout / ".venv" / "bin" / "python", "-c", "import pip"], check=False).returncode == 0
+    assert subprocess.run([ready / ".venv" / "bin" / "python", "-c", "import pip"], check=False).returncode == 0
 
 
 def test_a_failed_installation_shows_why_and_is_taken_up_again(checkout: Path) -> None:
