@@ -38,7 +38,7 @@ check: setup ## Linters and unit tests (under 3 minutes)
 
 .PHONY: test
 test: setup ## Every test of the project but the slow matrix
-	$(PYTEST) -m "$(FAST)" tests $(ARGS)
+	MOLECULE_RESTART=no $(PYTEST) -m "$(FAST)" tests $(ARGS)
 
 .PHONY: test-all
 test-all: setup ## Every test, the slow matrix too

@@ -6,7 +6,8 @@
 The scenario `default` makes the warm snapshot of a release first, if there is none yet. The others start with the first
 test of all, one beside whatever is tested, and side by side once these tests are reached (MOLECULE_WORKERS, default 2):
 a machine keeps about one processor busy.
-MOLECULE_SCENARIOS="hardening cleanup" picks some. Logs stay in .cache/molecule/, a folder a release.
+MOLECULE_SCENARIOS="hardening cleanup" picks some. MOLECULE_RESTART=no leaves out most restarts; `make test` restarts
+the image instead. Logs stay in .cache/molecule/, a folder a release.
 """
 
 from __future__ import annotations
