@@ -89,7 +89,14 @@ def test_no_id_of_an_ami_is_in_it() -> None:
     assert "ami-" not in (TEMPLATE / "amazon-ebs.pkr.hcl").read_text()
 
 
-@pytest.mark.parametrize(("version", "nested"), [("1.6.6", True), ("1.7.0", False), ("1.16.0", True)])
+@pytest.mark.parametrize(
+    ("version", "nested"),
+    [
+        ("1.6.6", True),
+        pytest.param("1.7.0", False, marks=pytest.mark.slow_matrix),
+        pytest.param("1.16.0", True, marks=pytest.mark.slow_matrix),
+    ],
+)
 def test_only_what_this_packer_knows_is_staged(
     ansible_env: dict[str, str], tmp_path: Path, version: str, nested: bool
 ) -> None:

@@ -296,7 +296,12 @@ def processes_with(*texts: str) -> list[int]:
 
 @pytest.mark.parametrize(
     ("victim", "number"),
-    [("all", signal.SIGINT), ("all", signal.SIGTERM), ("module", signal.SIGKILL), ("controller", signal.SIGKILL)],
+    [
+        ("all", signal.SIGINT),
+        pytest.param("all", signal.SIGTERM, marks=pytest.mark.slow_matrix),
+        ("module", signal.SIGKILL),
+        pytest.param("controller", signal.SIGKILL, marks=pytest.mark.slow_matrix),
+    ],
 )
 def test_interrupted_bootstrap(
     ansible_env: dict[str, str], tmp_path: Path, victim: str, number: signal.Signals

@@ -18,6 +18,7 @@ HOME = "usr/lib/goldsmith-images"
 UNIT = "goldsmith-boot-checks.service"
 
 
+@pytest.mark.slow_matrix  # five plays; the scenario of Molecule sees the role on a machine that boots
 def test_boot_checks(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, ansible_env: dict[str, str]) -> None:
     tree = root_tree.pristine(tmp_path_factory).copy(tmp_path / "tree")
     network = {"interfaces": [], "default_route": False, "tcp": ["127.0.0.1:1"], "timeout": 3}

@@ -44,13 +44,20 @@ def test_log_in_page_in_chromium(site: Site, page: str, title: str) -> None:
 @pytest.mark.parametrize(
     ("body", "problems"),
     [
-        ("<input name=u>", ["no field for the password"]),
+        pytest.param("<input name=u>", ["no field for the password"], marks=pytest.mark.slow_matrix),
         ("<input name=u><input type=password style='display:none'>", ["no field for the password"]),
-        ("<input type=password>", ["no field for the user name"]),
+        pytest.param("<input type=password>", ["no field for the user name"], marks=pytest.mark.slow_matrix),
         ("<input><input type=password><script>no.such.thing()</script>", ["no is not defined"]),
-        ("<input><input type=password><script>console.error('out of order')</script>", ["out of order"]),
         ("<input><input type=password><img src='https://tracker.example.com/x.png'>", ["tracker.example.com"]),
-        ("<input><input type=password><script src='/api/v0/app.js'></script>", ["404"]),
+        *(
+            pytest.param(
+                f"<input><input type=password><script{script}</script>", problems, marks=pytest.mark.slow_matrix
+            )
+            for script, problems in [
+                (">console.error('out of order')", ["out of order"]),
+                (" src='/api/v0/app.js'>", ["404"]),
+            ]
+        ),
     ],
 )
 def test_log_in_page_that_cannot_be_used(site: Site, body: str, problems: list[str]) -> None:
@@ -62,7 +69,10 @@ def test_log_in_page_that_cannot_be_used(site: Site, body: str, problems: list[s
 
 
 @needs_browser
-@pytest.mark.parametrize("script", ["while(true){}", "setTimeout(() => {while(true){}}, 500)"])
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param("while(true){}", marks=pytest.mark.slow_matrix), "setTimeout(() => {while(true){}}, 500)"],
+)
 def test_page_whose_script_never_ends(site: Site, script: str) -> None:
     page = f"<html><link rel='icon' href='data:,'><body><script>{script}</script><input></body></html>"
     site.page.write_text(page, encoding="utf-8")

@@ -104,6 +104,7 @@ def test_build_outlives_the_play_that_does_not_wait(
 
 
 @needs_qemu
+@pytest.mark.slow_matrix
 def test_time_limit_of_the_job_ends_the_build(
     ansible_env: dict[str, str], tmp_path: Path, qemu_template: Path, no_leftovers: dict[str, str]
 ) -> None:

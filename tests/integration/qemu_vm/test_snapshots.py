@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ansible_collections.goldsmith.images.tests.support.boot_sector import BUTTON
 from ansible_collections.goldsmith.images.tests.support.processes import alive, wait_until
 
@@ -62,6 +63,7 @@ def test_snapshot_and_restore(vm, image, tmp_path: Path) -> None:
     assert not (tmp_path / "busy").exists()
 
 
+@pytest.mark.slow_matrix  # Molecule begins so, each time
 def test_template_is_where_others_begin(vm, image, tmp_path: Path) -> None:
     """Its memory is mapped, not copied: no VM that begins from it may change it, nor miss it when it has gone."""
     template = vm(state="started", image=image(BUTTON), template=True)["vm"]
