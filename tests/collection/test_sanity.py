@@ -67,17 +67,21 @@ def test_nothing_is_ignored() -> None:
     assert not any(text.strip() for text in ignored.values()), ignored
 
 
-def test_sanity(run: Callable[..., str], source_copy: Path, sanity_home: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--skip-test", "pylint"], id="all but pylint"),
+        pytest.param(["--test", "pylint", "plugins/", "roles/"], id="pylint"),
+        # What is not published, and as much again.
+        pytest.param(
+            ["--test", "pylint", "molecule/", "scripts/", "tests/"],
+            id="pylint of the tests",
+            marks=pytest.mark.slow_matrix,
+        ),
+    ],
+)
+def test_sanity(run: Callable[..., str], source_copy: Path, sanity_home: Path, arguments: list[str]) -> None:
     # Named: `default` would try every python3.x on PATH, the shims of a version manager too.
     version = "{}.{}".format(*sys.version_info[:2])
-    run(
-        "ansible-test",
-        "sanity",
-        "--local",
-        "--python",
-        version,
-        "--color",
-        "no",
-        cwd=source_copy,
-        HOME=str(sanity_home),
-    )
+    command = ["ansible-test", "sanity", "--local", "--python", version, "--color", "no", *arguments]
+    run(*command, cwd=source_copy, HOME=str(sanity_home))
