@@ -212,6 +212,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 FACTS = {"ansible.builtin.setup": {"gather_subset": ["!all", "!min", "chroot", "distribution"]}}
 
 
+@pytest.mark.slow_matrix
 def test_ssm_agent_from_a_package(
     bare: root_tree.RootTree, ansible_env: dict[str, str], server: tuple[str, Path]
 ) -> None:
@@ -244,6 +245,7 @@ def on(distribution: str) -> list[Any]:
     return [FACTS, fake, {"ansible.builtin.include_role": {"name": ROLE}}]
 
 
+@pytest.mark.slow_matrix
 def test_ubuntu(bare: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     played = bare.play(on("Ubuntu"), ansible_env, "--check", "--diff")
     assert played.code == 0, played.output
@@ -286,6 +288,7 @@ def test_package_from_a_web_server(
     bare.run(INSTALLER)
 
 
+@pytest.mark.slow_matrix
 def test_package_from_the_controller(bare: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path) -> None:
     package = make_package(tmp_path, version="2.10.0-1")
     for path in (bare.path / "provision").iterdir():
@@ -300,6 +303,7 @@ def test_package_from_the_controller(bare: root_tree.RootTree, ansible_env: dict
     bare.run(INSTALLER)
 
 
+@pytest.mark.slow_matrix
 def test_package_from_s3(bare: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path) -> None:
     boto3 = pytest.importorskip("boto3")
     moto = pytest.importorskip("moto.server")

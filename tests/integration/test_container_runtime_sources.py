@@ -65,6 +65,7 @@ REGISTRIES = [
 ]
 
 
+@pytest.mark.slow_matrix
 def test_runtime_registries_and_proxy(
     with_containerd: root_tree.RootTree, ansible_env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -89,10 +89,8 @@ def blocked(tree: root_tree.RootTree) -> set[str]:
     return set(re.findall(r"^install (\S+) /bin/false$", configuration, re.MULTILINE))
 
 
-@pytest.mark.parametrize(
-    "profile",
-    [pytest.param(name, marks=() if name == "kubernetes_node" else pytest.mark.slow_matrix) for name in PROFILES],
-)
+@pytest.mark.slow_matrix  # the scenario `hardening` of Molecule sees a profile in a machine
+@pytest.mark.parametrize("profile", PROFILES)
 def test_profile(tree: root_tree.RootTree, ansible_env: dict[str, str], profile: str) -> None:
     # A later user-data asked for passwords; somebody wants to route.
     (tree.path / "etc/ssh/sshd_config.d/50-cloud-init.conf").write_text("PasswordAuthentication yes\n")
@@ -197,6 +195,7 @@ def test_waivers(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     assert not {"sshd:MaxAuthTries", "modules:cramfs", "auditd:sudoers"} & set(found["applied"])
 
 
+@pytest.mark.slow_matrix
 def test_tags_pick_an_area_or_leave_one_out(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     banner, sshd = tree.path / "etc/issue.net", tree.path / "etc/ssh/sshd_config.d/00-goldsmith.conf"
     fail2ban = tree.path / "etc/fail2ban/jail.d/zz-goldsmith.local"
@@ -252,6 +251,7 @@ def test_the_port_of_sshd_stays_open(tree: root_tree.RootTree, ansible_env: dict
     assert "port = 2222\n" in (tree.path / "etc/fail2ban/jail.d/zz-goldsmith.local").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow_matrix
 def test_ufw_is_only_written(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     variables = {
         "hardening_profile": "kubernetes_node",
@@ -287,6 +287,7 @@ echo "log_martians=$(cat /proc/sys/net/ipv4/conf/all/log_martians)"
     assert "log_martians=1" in status
 
 
+@pytest.mark.slow_matrix
 def test_the_other_firewall_goes(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     only = ("--tags", "hardening_firewall")
     rules, unit = tree.path / "etc/nftables.d/goldsmith.nft", "goldsmith-firewall.service"

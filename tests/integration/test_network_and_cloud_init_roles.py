@@ -17,6 +17,7 @@ ROLES = ["goldsmith.images.systemd_networking", "goldsmith.images.cloud_init"]
 
 
 @pytest.mark.parametrize("suite", root_tree.SUITES)
+@pytest.mark.slow_matrix
 def test_both_roles(
     tmp_path_factory: pytest.TempPathFactory, ansible_env: dict[str, str], tmp_path: Path, suite: str
 ) -> None:

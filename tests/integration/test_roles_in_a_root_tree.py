@@ -25,6 +25,7 @@ def tree(
     return root_tree.pristine(tmp_path_factory, request.param).copy(tmp_path / "tree")
 
 
+@pytest.mark.slow_matrix
 def test_container_runtime(tree: root_tree.RootTree, ansible_env: dict[str, str]) -> None:
     role = "goldsmith.images.container_runtime"
     first_look = tree.play([role], ansible_env, "--check")
