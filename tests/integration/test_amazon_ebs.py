@@ -236,6 +236,7 @@ def test_a_play_ends_in_the_plan(cloud: Cloud, source_ami: str, definition, buil
     assert all(call.action.startswith(("Describe", "Get")) for call in cloud.calls)
 
 
+@pytest.mark.slow_matrix
 def test_keys_of_the_command_line_replace_others(cloud: Cloud, source_ami: str, definition, build) -> None:
     metal = json.dumps({"amazon_ebs": {"instance_type": "m5.metal"}})
     done = build(definition(needs_kvm=True), "--check", "-e", metal)

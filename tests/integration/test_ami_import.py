@@ -111,6 +111,7 @@ def test_an_image_that_is_not_known_everywhere_yet_is_waited_for(cloud: Cloud):
     assert cloud.count("DescribeImages") == 3
 
 
+@pytest.mark.slow_matrix
 def test_an_image_that_is_set_up_otherwise_is_not_taken(cloud: Cloud, bring: Import):
     settings = {"imds": "optional", "boot_mode": "uefi", "tpm": True, "volume_type": "io2"}
     first = bring(**settings)
@@ -139,6 +140,7 @@ def test_another_key_makes_another_image(cloud: Cloud, bring: Import):
     assert {image.id for image in cloud.images(HOME, REGION)} == {first["image_id"], second["image_id"]}
 
 
+@pytest.mark.slow_matrix
 def test_who_else_may_use_it(cloud: Cloud, bring: Import):
     first, second = "333333333333", "444444444444"
     cloud.key(REGION, alias="alias/images")
@@ -158,6 +160,7 @@ def test_who_else_may_use_it(cloud: Cloud, bring: Import):
     assert snapshot.create_volume_permission_userids == {first, second}
 
 
+@pytest.mark.slow_matrix
 def test_a_raw_disk_and_the_default_key(cloud: Cloud, bring: Import, raw: Path):
     made = bring(path=str(raw))
     [snapshot] = cloud.snapshots(HOME, REGION)
