@@ -47,6 +47,8 @@ ENABLE_CHANGES = frozenset({"disabled", "enabled-runtime", "linked", "linked-run
 DISABLE_CHANGES = frozenset({"enabled", "enabled-runtime", "linked", "linked-runtime"})
 RUNNING = frozenset({"active", "activating", "reloading", "refreshing"})
 STOPPED = frozenset({"inactive", "failed", "deactivating", "unknown", ""})
+#: Failed, or perhaps waiting to be started once more after that.
+TROUBLED = frozenset({"failed", "activating"})
 MISSING = "not-found"
 
 SHOW_PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,ActiveEnterTimestampMonotonic"
@@ -283,7 +285,15 @@ def decide(
         commands = [(command[0], "--no-reload", *command[1:]) for command in install]
         if install or wishes.daemon_reload:
             commands.append(("daemon-reload",))
-        for verb, names in (("stop", stop), ("restart", restart), ("start", start), ("reload-or-restart", reload)):
+        # A unit that has failed would stay so if its condition is not met, or if it has failed too often lately.
+        troubled = [name for name in restart + start if states[name].active_state in TROUBLED]
+        for verb, names in (
+            ("stop", stop + troubled),
+            ("reset-failed", troubled),
+            ("restart", restart),
+            ("start", start),
+            ("reload-or-restart", reload),
+        ):
             if names:
                 commands.append((verb, *names))
     changed_units = {*unmask, *mask, *disable, *enable, *start, *stop, *restart, *reload}

@@ -62,7 +62,7 @@ options:
     elements: str
     default: []
   restarted:
-    description: Units that are restarted in any case.
+    description: Units that are restarted in any case. One that has failed does not stay so if its condition is not met.
     type: list
     elements: str
     default: []

@@ -129,6 +129,16 @@ def test_restart_takes_the_place_of_start_and_reload() -> None:
     assert result.changed
 
 
+@pytest.mark.parametrize("state", ["failed", "activating"])
+def test_a_unit_that_fails_again_and_again_starts_anew(state: str) -> None:
+    result = plan({"a": ("enabled", state), "b": ("enabled", "active")}, restarted=["a", "b"])
+    assert result.commands == (
+        ("stop", "a.service"),
+        ("reset-failed", "a.service"),
+        ("restart", "a.service", "b.service"),
+    )
+
+
 def test_a_unit_is_restarted_for_a_file_that_is_newer_than_its_start(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("")
