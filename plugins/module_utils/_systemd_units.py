@@ -47,8 +47,6 @@ ENABLE_CHANGES = frozenset({"disabled", "enabled-runtime", "linked", "linked-run
 DISABLE_CHANGES = frozenset({"enabled", "enabled-runtime", "linked", "linked-runtime"})
 RUNNING = frozenset({"active", "activating", "reloading", "refreshing"})
 STOPPED = frozenset({"inactive", "failed", "deactivating", "unknown", ""})
-#: Failed, or perhaps waiting to be started once more after that.
-TROUBLED = frozenset({"failed", "activating"})
 MISSING = "not-found"
 
 SHOW_PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,ActiveEnterTimestampMonotonic"
@@ -286,10 +284,10 @@ def decide(
         if install or wishes.daemon_reload:
             commands.append(("daemon-reload",))
         # A unit that has failed would stay so if its condition is not met, or if it has failed too often lately.
-        troubled = [name for name in restart + start if states[name].active_state in TROUBLED]
+        failed = [name for name in restart + start if states[name].active_state == "failed"]
         for verb, names in (
-            ("stop", stop + troubled),
-            ("reset-failed", troubled),
+            ("stop", stop),
+            ("reset-failed", failed),
             ("restart", restart),
             ("start", start),
             ("reload-or-restart", reload),
